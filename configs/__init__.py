@@ -1,0 +1,1 @@
+"""The YAML files that ship with Quintet: one folder per method, plus trainer/ and logger/."""

@@ -1,0 +1,1 @@
+"""Data: readers, transforms, samplers and LightningDataModules. Never imports models."""

@@ -1,0 +1,1 @@
+"""Map-style readers of labelled images, one module per layout on disk."""

@@ -1,0 +1,1 @@
+"""Lightning modules, one per training stage of a method, with their callbacks and metrics."""

@@ -1,0 +1,1 @@
+"""The parts behind train.py: configuration errors, run directories, resume and signals."""

@@ -1,0 +1,1 @@
+"""Measures of generated images: Fréchet distance and sample accuracy."""

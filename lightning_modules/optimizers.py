@@ -1,0 +1,124 @@
+"""AdamW, optionally with Muon on hidden matrices, and warm-up with cosine decay by step."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+
+from lightning_modules.metrics.muon import muon_update
+from lightning_modules.schedules import warmup_cosine
+
+_MUON_MOMENTUM = 0.95
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups marked ``muon`` take orthogonalised momentum steps instead.
+
+    One optimiser rather than two keeps Lightning's automatic optimisation and one schedule.
+
+    Args:
+        groups: Parameter groups with ``params``, ``lr``, ``weight_decay`` and ``muon``; the
+            parameters of a Muon group are matrices.
+        beta2: AdamW's second momentum coefficient.
+        fused: AdamW's fused implementation.
+    """
+
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], beta2: float = 0.95, fused: bool = False
+    ) -> None:
+        super().__init__(groups, betas=(0.9, beta2), fused=fused or None)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
+        """Make one step of both kinds."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        taken = []
+        for group in self.param_groups:
+            for parameter in group["params"] if group["muon"] else ():
+                if parameter.grad is not None:
+                    self._orthogonal_step(parameter, group["lr"])
+                    taken.append((parameter, parameter.grad))
+                    parameter.grad = None  # AdamW passes over what has no gradient
+        super().step()
+        for parameter, gradient in taken:
+            parameter.grad = gradient
+        return loss
+
+    @torch.no_grad()
+    def _orthogonal_step(self, parameter: nn.Parameter, lr: float) -> None:
+        gradient = cast("torch.Tensor", parameter.grad)
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)  # AdamW reads it on loading
+            state["average"] = torch.zeros_like(gradient)
+        state["step"] += 1
+        muon_update(parameter, gradient, state["average"], lr, _MUON_MOMENTUM)
+
+
+def adamw_warmup_cosine(
+    module: LightningModule,
+    network: nn.Module,
+    lr: float,
+    min_lr: float,
+    warmup_steps: int,
+    weight_decay: float,
+    beta2: float,
+    muon_lr: float | None = None,
+) -> OptimizerLRScheduler:
+    """What `LightningModule.configure_optimizers` returns.
+
+    Args:
+        module: Gives the total number of optimiser steps through its trainer.
+        network: Its parameters are trained; those with two or more dimensions are decayed.
+        lr: Highest learning rate.
+        min_lr: Learning rate at both ends of the schedule.
+        warmup_steps: Optimiser steps until ``lr`` is reached.
+        weight_decay: Decay of matrices; vectors have none.
+        beta2: AdamW's second momentum coefficient.
+        muon_lr: Highest rate of Muon on the weights of linear layers inside transformers, which
+            then have no decay; None leaves them to AdamW.
+
+    Raises:
+        ValueError: If ``lr`` is not positive.
+    """
+    if not lr > 0:
+        raise ValueError(f"lr={lr}: must be > 0 (model.lr)")
+    groups: dict[str, list[nn.Parameter]] = {"muon": [], "matrices": [], "vectors": []}
+    for name, parameter in network.named_parameters():
+        if muon_lr is not None and parameter.ndim == 2 and ".transformer." in f".{name}":
+            groups["muon"].append(parameter)
+        else:
+            groups["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
+    options: dict[str, dict[str, Any]] = {
+        "muon": {"lr": muon_lr, "weight_decay": 0.0, "muon": True},
+        "matrices": {"lr": lr, "weight_decay": weight_decay, "muon": False},
+        "vectors": {"lr": lr, "weight_decay": 0.0, "muon": False},
+    }
+    # Lightning refuses to clip for a fused optimiser under mixed precision.
+    fused = module.trainer.precision == "32-true"
+    used = [{"params": parameters, **options[kind]} for kind, parameters in groups.items()]
+    optimizer = MuonAdamW([group for group in used if group["params"]], beta2, fused)
+    total = int(module.trainer.estimated_stepping_batches)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, total, warmup_steps, lr, min_lr) / lr
+    )
+    configured = {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+    }
+    return cast("OptimizerLRScheduler", configured)
+
+
+def keep_configured_rates(
+    checkpoint: dict[str, Any], lr: float, muon_lr: float | None = None
+) -> None:
+    """Let configured learning rates win over those stored in a checkpoint's schedule."""
+    rates = [lr, lr] if muon_lr is None else [muon_lr, lr, lr]
+    for state in checkpoint.get("lr_schedulers", []):
+        if len(state.get("base_lrs", ())) == len(rates):
+            state["base_lrs"] = list(rates)

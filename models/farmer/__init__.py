@@ -1,0 +1,1 @@
+"""FARMER: invertible autoregressive flow and autoregressive transformer over pixels."""

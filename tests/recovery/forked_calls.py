@@ -1,0 +1,94 @@
+"""Calls of train.py in processes of their own, forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["train", "lightning_modules.cli.interface", "tiny_pair"])
+_PATIENCE = 120.0
+_TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A running call: its process and the file that gets its output."""
+
+    process: BaseProcess
+    log: Path
+
+    def finish(self) -> int:
+        """Wait for the end and return the exit status; -n after being killed by signal n."""
+        self.process.join(_PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(self.log.read_text())
+        return self.process.exitcode
+
+    def kill(self, until: Callable[[], bool]) -> None:
+        """Kill the process as soon as ``until()`` holds, without waiting for its workers to end."""
+        self.send(signal.SIGKILL, until)
+        while _is_running(self.process.pid):
+            time.sleep(0.01)
+
+    def send(self, number: int, until: Callable[[], bool]) -> None:
+        """Send a signal as soon as ``until()`` holds."""
+        deadline = time.monotonic() + _PATIENCE
+        while not until():
+            if self.process.exitcode is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"ended or stuck too early: {self.log.read_text()}")
+            time.sleep(0.01)
+        pid = self.process.pid
+        assert pid is not None
+        os.kill(pid, number)
+
+
+def start(args: list[str], folder: Path, hook: str = "") -> Call:
+    """Start ``train.py`` with some arguments, in ``folder``.
+
+    Args:
+        args: The command line.
+        folder: Working directory; the output goes to ``output.txt`` in it.
+        hook: Python statements to execute in the new process first.
+    """
+    log = folder / "output.txt"
+    process = _CONTEXT.Process(target=_run, args=(args, str(folder), str(log), hook))
+    process.start()
+    return Call(process, log)
+
+
+def row_count(folder: Path) -> int:
+    """Return the number of metric rows that the newest run below ``folder`` has written."""
+    files = list(folder.glob("runs/*/*/metrics.csv"))
+    return max((file.read_bytes().count(b"\n") - 1 for file in files), default=0)
+
+
+def _is_running(pid: int | None) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _run(args: list[str], folder: str, log: str, hook: str) -> None:
+    # The child of a fork server would start its data-loading processes by another fork server.
+    multiprocessing.set_start_method("fork", force=True)
+    os.chdir(folder)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.argv = [str(_TRAIN), *args]  # Lightning starts further ranks by it
+    exec(hook, {})  # noqa: S102 - written by the test
+    import train
+
+    train.main()

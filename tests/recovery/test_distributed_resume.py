@@ -1,0 +1,50 @@
+"""Two processes over gloo: stopped by a signal to one of them, resumed exactly."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from calls import write_tiny
+from comparison import assert_same_weights, rows
+from forked_calls import row_count, start
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "trainer" / "ddp.yaml"
+FLAGS = [
+    "--config=tiny.yaml",
+    f"--config={CONFIG}",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=2",
+    "--trainer.val_check_interval=4",
+]
+
+
+@pytest.mark.ddp
+def test_two_processes_stop_together_and_resume_exactly(tmp_path: Path) -> None:
+    reference, folder = tmp_path / "reference", tmp_path / "stopped"
+    for place in (reference, folder):
+        place.mkdir()
+        write_tiny(place)
+    call = start(["fit", *FLAGS], reference)
+    assert call.finish() == 0, call.log.read_text()
+    call = start(["fit", *FLAGS, "--model.sleep", "0.1"], folder)
+    call.send(signal.SIGTERM, until=lambda: row_count(folder) >= 3)
+    assert call.finish() == 128 + signal.SIGTERM, call.log.read_text()
+    assert call.log.read_text().count("resume with:") == 1
+    call = start(["fit", "--resume", "runs/latest", "--model.sleep", "0"], folder)
+    assert call.finish() == 0, call.log.read_text()
+    (one,), (other,) = (list(place.glob("runs/tiny_pair/*")) for place in (reference, folder))
+    assert_same_weights(one, other)
+    assert rows(one) == rows(other)
+
+
+@pytest.mark.ddp
+def test_non_finite_loss_ends_all_processes(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    call = start(["fit", *FLAGS, "--model.nan_at", "3"], tmp_path)
+    assert call.finish() == 1
+    text = call.log.read_text()
+    assert "step 3 (epoch 0), samples " in text
+    assert "loss=nan" in text
+    assert "Traceback" not in text
