@@ -254,7 +254,9 @@ def _place_loggers(trainer: Namespace, run: RunDirectory) -> None:
     for logger in loggers:
         if not isinstance(logger, Namespace) or not logger.class_path.endswith("WandbLogger"):
             continue
-        own = {"save_dir": str(run.path), "name": run.path.name, "project": "quintet"}
+        # W&B's service may have been started, by an earlier run of this process, in another folder.
+        folder = str(run.path.absolute())
+        own = {"save_dir": folder, "name": run.path.name, "project": "quintet"}
         if is_zero_rank():
             own["id"] = run.wandb_id
         if logger.init_args.get("offline"):

@@ -102,7 +102,8 @@ def test_resumed_run_keeps_its_wandb_id_and_shows_the_whole_configuration(
     monkeypatch.chdir(tmp_path)
     run = fit(tmp_path, "--config", str(CONFIGS / "logger/wandb_offline.yaml"))
     time.sleep(1.1)  # W&B names the folder of an offline run by the second
-    assert call("fit", "--resume", str(run), "--trainer.max_epochs", "3").code == 0
+    monkeypatch.chdir(run)  # its service stays in the folder where the first run started it
+    assert call("fit", "--resume", ".", "--trainer.max_epochs", "3").code == 0
     identity = (run / "wandb/run_id.txt").read_text().strip()
     files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
