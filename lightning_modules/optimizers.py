@@ -1,5 +1,6 @@
 """AdamW, optionally with Muon on hidden matrices, and warm-up with cosine decay by step."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -60,6 +61,42 @@ class MuonAdamW(torch.optim.AdamW):
         muon_update(parameter, gradient, state["average"], lr, _MUON_MOMENTUM)
 
 
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    muon_lr: float | None = None,
+    hidden: str = r"(^|\.)transformer\.",
+    decay_vectors: bool = False,
+) -> list[dict[str, Any]]:
+    """Groups for `MuonAdamW`, empty ones left out.
+
+    Args:
+        parameters: Names and parameters; what needs no gradient is passed over.
+        lr: Highest learning rate of AdamW.
+        weight_decay: Decay of parameters with two or more dimensions; under Muon there is none.
+        muon_lr: Highest rate of Muon on the matrices whose name matches ``hidden``; None leaves
+            them to AdamW.
+        hidden: Regular expression found in the names of layers between two others.
+        decay_vectors: Decay biases and norms too.
+    """
+    members: dict[str, list[nn.Parameter]] = {"muon": [], "matrices": [], "vectors": []}
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if muon_lr is not None and parameter.ndim == 2 and re.search(hidden, name):
+            members["muon"].append(parameter)
+        else:
+            members["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
+    vector_decay = weight_decay if decay_vectors else 0.0
+    options: dict[str, dict[str, Any]] = {
+        "muon": {"lr": muon_lr, "weight_decay": 0.0, "muon": True},
+        "matrices": {"lr": lr, "weight_decay": weight_decay, "muon": False},
+        "vectors": {"lr": lr, "weight_decay": vector_decay, "muon": False},
+    }
+    return [{"params": params, **options[kind]} for kind, params in members.items() if params]
+
+
 def adamw_warmup_cosine(
     module: LightningModule,
     network: nn.Module,
@@ -88,24 +125,31 @@ def adamw_warmup_cosine(
     """
     if not lr > 0:
         raise ValueError(f"lr={lr}: must be > 0 (model.lr)")
-    groups: dict[str, list[nn.Parameter]] = {"muon": [], "matrices": [], "vectors": []}
-    for name, parameter in network.named_parameters():
-        if muon_lr is not None and parameter.ndim == 2 and ".transformer." in f".{name}":
-            groups["muon"].append(parameter)
-        else:
-            groups["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
-    options: dict[str, dict[str, Any]] = {
-        "muon": {"lr": muon_lr, "weight_decay": 0.0, "muon": True},
-        "matrices": {"lr": lr, "weight_decay": weight_decay, "muon": False},
-        "vectors": {"lr": lr, "weight_decay": 0.0, "muon": False},
-    }
+    groups = parameter_groups(network.named_parameters(), lr, weight_decay, muon_lr)
+    return warmup_cosine_steps(module, groups, warmup_steps, beta2, min_lr / lr)
+
+
+def warmup_cosine_steps(
+    module: LightningModule,
+    groups: list[dict[str, Any]],
+    warmup_steps: int,
+    beta2: float,
+    lowest: float = 0.0,
+) -> OptimizerLRScheduler:
+    """What `LightningModule.configure_optimizers` returns, for groups of any rates.
+
+    Args:
+        module: Gives the total number of optimiser steps through its trainer.
+        groups: As `parameter_groups` makes them; their rates are the highest ones.
+        warmup_steps: Optimiser steps until the highest rates are reached.
+        beta2: AdamW's second momentum coefficient.
+        lowest: Share of the highest rates at both ends of the schedule.
+    """
     # Lightning refuses to clip for a fused optimiser under mixed precision.
-    fused = module.trainer.precision == "32-true"
-    used = [{"params": parameters, **options[kind]} for kind, parameters in groups.items()]
-    optimizer = MuonAdamW([group for group in used if group["params"]], beta2, fused)
+    optimizer = MuonAdamW(groups, beta2, fused=module.trainer.precision == "32-true")
     total = int(module.trainer.estimated_stepping_batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, total, warmup_steps, lr, min_lr) / lr
+        optimizer, lambda step: warmup_cosine(step, total, warmup_steps, 1.0, lowest)
     )
     configured = {
         "optimizer": optimizer,

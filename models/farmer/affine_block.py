@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.farmer.transformer import Transformer
+from models.farmer.flow_guidance import FlowGuidance, extrapolate
+from models.farmer.token_decoder import TokenDecoder
+from models.farmer.transformer import KeyValueCache, Transformer
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,6 @@ class FlowOutput(NamedTuple):
     tokens: Tensor
     log_det: Tensor
     max_log_scale: Tensor
-
-
-class FlowGuidance(NamedTuple):
-    """Linear guidance of a class-conditional flow, as the TarFlow baseline uses it.
-
-    Attributes:
-        scale: Extrapolation g in (1 + g) conditional - g unconditional, >= 0.
-        annealed: Raise the scale linearly with the token position.
-    """
-
-    scale: float
-    annealed: bool = False
 
 
 class InverseOptions(NamedTuple):
@@ -177,11 +168,50 @@ class AffineBlock(nn.Module):
             to follow one another.
         """
         z = self._ordered(tokens)
-        x = torch.empty_like(z)
-        condition = self._condition(labels, guidance)
         copies = 1 if guidance is None else 2
-        like = self.proj_in.weight
-        cache = self.transformer.empty_cache(copies * z.shape[0], z.shape[1], like)
+        cache = self.transformer.empty_cache(copies * z.shape[0], z.shape[1], self.proj_in.weight)
+        solve = self._solve_in_turn if options.chunk == 1 else self._solve_in_chunks
+        x, evaluations = solve(z, self._condition(labels, guidance), cache, options, guidance)
+        return self._ordered(x), evaluations
+
+    def _solve_in_turn(
+        self,
+        z: Tensor,
+        condition: Tensor | None,
+        cache: KeyValueCache,
+        options: InverseOptions,
+        guidance: FlowGuidance | None,
+    ) -> tuple[Tensor, int]:
+        """Invert tokens z (B, N, d), in block order, one after another."""
+        tokens = z.shape[1]
+        # A GPU is better served by the fused attention kernel.
+        decoder = TokenDecoder(self.transformer, cache) if z.device.type == "cpu" else None
+        weight, offsets = self.proj_in.weight, self._positions() + self.proj_in.bias  # (N, W)
+        log_scale, shift = self._split(self._first_affine(z).squeeze(1))
+        solved = [z[:, 0] * torch.exp(log_scale) + shift]
+        for position in range(1, tokens):
+            inputs = F.linear(solved[-1], weight, offsets[position - 1])  # (B, W)
+            inputs = inputs if guidance is None else inputs.repeat(2, 1)
+            inputs = inputs if condition is None else inputs + condition.squeeze(1)
+            if decoder is None:
+                hidden = self.transformer.step(inputs.unsqueeze(1), cache, position - 1).squeeze(1)
+            else:
+                hidden = decoder.step(inputs, position - 1)
+            raw = self._output(hidden, position, z.dtype).unsqueeze(1)  # (B, 1, 2d)
+            log_scale, shift = self._split(extrapolate(raw, guidance, position, tokens).squeeze(1))
+            solved.append(torch.addcmul(shift, z[:, position], torch.exp(log_scale)))
+        return torch.stack(solved, 1), tokens - 1
+
+    def _solve_in_chunks(
+        self,
+        z: Tensor,
+        condition: Tensor | None,
+        cache: KeyValueCache,
+        options: InverseOptions,
+        guidance: FlowGuidance | None,
+    ) -> tuple[Tensor, int]:
+        """Invert tokens z (B, N, d), in block order, chunk by chunk by Jacobi iteration."""
+        x = torch.empty_like(z)
         log_scale, shift = self._split(self._first_affine(z))
         x[:, :1] = z[:, :1] * torch.exp(log_scale) + shift
         evaluations = 0
@@ -190,18 +220,18 @@ class AffineBlock(nn.Module):
             x[:, start:stop] = z[:, start:stop]
             for _ in range(stop - start):
                 inputs = self._embed(x[:, start - 1 : stop - 1], start - 1)
-                inputs = inputs if copies == 1 else inputs.repeat(copies, 1, 1)
+                inputs = inputs if guidance is None else inputs.repeat(2, 1, 1)
                 inputs = inputs if condition is None else inputs + condition
                 hidden = self.transformer.step(inputs, cache, start - 1)
                 out = self._output(hidden, slice(start, stop), x.dtype)
-                log_scale, shift = self._split(_guide(out, guidance, start, z.shape[1]))
+                log_scale, shift = self._split(extrapolate(out, guidance, start, z.shape[1]))
                 solved = z[:, start:stop] * torch.exp(log_scale) + shift
                 evaluations += 1
                 settled = stop - start == 1 or _close(solved, x[:, start:stop], options.tolerance)
                 x[:, start:stop] = solved
                 if settled:
                     break
-        return self._ordered(x), evaluations
+        return x, evaluations
 
     def _ordered(self, tokens: Tensor) -> Tensor:
         """Raster order to the block's own order, and back."""
@@ -241,8 +271,8 @@ class AffineBlock(nn.Module):
         later = self._output(hidden, slice(1, x.shape[1]), x.dtype)
         return self._split(torch.cat([self._first_affine(x), later], 1))
 
-    def _output(self, hidden: Tensor, positions: slice, dtype: torch.dtype) -> Tensor:
-        """(B, T, 2d) raw (a, mu) in the dtype of the tokens, never below float32."""
+    def _output(self, hidden: Tensor, positions: slice | int, dtype: torch.dtype) -> Tensor:
+        """(..., 2d) raw (a, mu) in the dtype of the tokens, never below float32."""
         out: Tensor = self.proj_out(self.output_norm(hidden)).to(dtype)
         return out if self.position_affine is None else out + self.position_affine[positions]
 
@@ -262,15 +292,3 @@ class AffineBlock(nn.Module):
 
 def _close(new: Tensor, old: Tensor, tolerance: float) -> bool:
     return bool((new - old).abs().amax() <= tolerance)
-
-
-def _guide(raw: Tensor, guidance: FlowGuidance | None, start: int, tokens: int) -> Tensor:
-    """Extrapolate raw (a, mu) of stacked conditional and unconditional halves."""
-    if guidance is None:
-        return raw
-    known, unknown = raw.chunk(2)
-    scale: float | Tensor = guidance.scale
-    if guidance.annealed:
-        positions = torch.arange(start, start + raw.shape[1], device=raw.device)
-        scale = (guidance.scale * positions / (tokens - 1)).view(1, -1, 1)
-    return known + scale * (known - unknown)

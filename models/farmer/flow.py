@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from models.farmer.affine_block import (
     SEQUENTIAL,
     AffineBlock,
-    FlowGuidance,
     FlowOutput,
     FlowShape,
     InverseOptions,
 )
+from models.farmer.flow_guidance import FlowGuidance
 
 
 class AutoregressiveFlow(nn.Module):

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_modules.schedules import cosine, warmup_cosine
-from models.farmer.affine_block import FlowGuidance, FlowShape
+from models.farmer.affine_block import FlowShape
 from models.farmer.checkpoint import export_tarflow, load_tarflow
 from models.farmer.dequantization import bits_per_dim
 from models.farmer.flow import AutoregressiveFlow
+from models.farmer.flow_guidance import FlowGuidance
 from models.farmer.guidance import resampling_log_weights
 from models.farmer.mixture import Mixture, mixture_from_raw
 from models.farmer.patches import patchify, unpatchify
