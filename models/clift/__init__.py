@@ -1,0 +1,1 @@
+"""CLiFT: compressive light-field tokens, from posed images to adaptive rendering."""
