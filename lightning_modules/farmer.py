@@ -282,7 +282,9 @@ class Farmer(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the configured learning rate win over the one stored with the schedule."""
-        keep_configured_rates(checkpoint, self.hparams["lr"], self.hparams["muon_lr"])
+        muon = self.hparams["muon_lr"]
+        rates = [self.hparams["lr"]] * 2  # matrices and vectors
+        keep_configured_rates(checkpoint, rates if muon is None else [muon, *rates])
 
     def _update_bits(self, metric: MeanMetric, batch: ImageBatch, batch_idx: int) -> None:
         for draw in range(self.hparams["evaluation_draws"]):

@@ -1,13 +1,13 @@
 """AdamW, optionally with Muon on hidden matrices, and warm-up with cosine decay by step."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_modules.metrics.muon import muon_update
 from lightning_modules.schedules import warmup_cosine
@@ -25,12 +25,18 @@ class MuonAdamW(torch.optim.AdamW):
             parameters of a Muon group are matrices.
         beta2: AdamW's second momentum coefficient.
         fused: AdamW's fused implementation.
+        muon_dtype: What Muon's steps are made orthogonal in; None is the parameters' own.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], beta2: float = 0.95, fused: bool = False
+        self,
+        groups: Iterable[dict[str, Any]],
+        beta2: float = 0.95,
+        fused: bool = False,
+        muon_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(groups, betas=(0.9, beta2), fused=fused or None)
+        self._muon_dtype = muon_dtype
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Make one step of both kinds."""
@@ -40,25 +46,26 @@ class MuonAdamW(torch.optim.AdamW):
                 loss = closure()
         taken = []
         for group in self.param_groups:
-            for parameter in group["params"] if group["muon"] else ():
-                if parameter.grad is not None:
-                    self._orthogonal_step(parameter, group["lr"])
-                    taken.append((parameter, parameter.grad))
-                    parameter.grad = None  # AdamW passes over what has no gradient
+            if group["muon"]:
+                trained = [p for p in group["params"] if p.grad is not None]
+                averages = [self._average(p) for p in trained]
+                muon_update(trained, averages, group["lr"], _MUON_MOMENTUM, self._muon_dtype)
+                taken += [(p, p.grad) for p in trained]
+        for parameter, _ in taken:
+            parameter.grad = None  # AdamW passes over what has no gradient
         super().step()
         for parameter, gradient in taken:
             parameter.grad = gradient
         return loss
 
-    @torch.no_grad()
-    def _orthogonal_step(self, parameter: nn.Parameter, lr: float) -> None:
-        gradient = cast("torch.Tensor", parameter.grad)
+    def _average(self, parameter: nn.Parameter) -> Tensor:
+        """Running average of a gradient; counts the step that is about to be made."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)  # AdamW reads it on loading
-            state["average"] = torch.zeros_like(gradient)
+            state["average"] = torch.zeros_like(parameter)
         state["step"] += 1
-        muon_update(parameter, gradient, state["average"], lr, _MUON_MOMENTUM)
+        return cast("Tensor", state["average"])
 
 
 def parameter_groups(
@@ -146,7 +153,10 @@ def warmup_cosine_steps(
         lowest: Share of the highest rates at both ends of the schedule.
     """
     # Lightning refuses to clip for a fused optimiser under mixed precision.
-    optimizer = MuonAdamW(groups, beta2, fused=module.trainer.precision == "32-true")
+    precision = module.trainer.precision
+    # Where bfloat16 was asked for it is fast, and Muon's iteration bears with it.
+    muon_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+    optimizer = MuonAdamW(groups, beta2, precision == "32-true", muon_dtype)
     total = int(module.trainer.estimated_stepping_batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, total, warmup_steps, 1.0, lowest)
@@ -158,11 +168,13 @@ def warmup_cosine_steps(
     return cast("OptimizerLRScheduler", configured)
 
 
-def keep_configured_rates(
-    checkpoint: dict[str, Any], lr: float, muon_lr: float | None = None
-) -> None:
-    """Let configured learning rates win over those stored in a checkpoint's schedule."""
-    rates = [lr, lr] if muon_lr is None else [muon_lr, lr, lr]
+def keep_configured_rates(checkpoint: dict[str, Any], rates: Sequence[float]) -> None:
+    """Let configured learning rates win over those stored in a checkpoint's schedule.
+
+    Args:
+        checkpoint: What Lightning is about to restore; changed in place.
+        rates: Highest rate of each parameter group.
+    """
     for state in checkpoint.get("lr_schedulers", []):
         if len(state.get("base_lrs", ())) == len(rates):
             state["base_lrs"] = list(rates)

@@ -2,12 +2,13 @@
 
 Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks", with the step size
 of Liu et al., 2025 (arXiv 2502.16982), so that rates compare with AdamW's. ``torch.optim.Muon``
-takes matrices only and iterates in bfloat16, which costs a CPU without bfloat16 units eight times
-the float32 time at the sizes used here.
+takes matrices only and always iterates in bfloat16, which costs a CPU without bfloat16 units eight
+times the float32 time at the sizes used here.
 """
 
-from collections.abc import Callable, Iterable
-from typing import overload
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,36 +18,58 @@ from torch import Tensor, nn
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
-def orthogonalise(gradient: Tensor, steps: int = 5) -> Tensor:
-    """Brings the singular values of a gradient, seen as (rows, everything else), close to 1."""
-    matrix = gradient.flatten(1)
-    tall = matrix.shape[0] > matrix.shape[1]
-    matrix = matrix.mT if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
+def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
+    """Brings the singular values of matrices (..., rows, columns) close to 1.
+
+    Args:
+        matrices: (..., rows, columns).
+        steps: Newton-Schulz iterations.
+        dtype: what the iterations compute in; None is the matrices' own.
+
+    Returns:
+        Same shape and dtype as ``matrices``.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(dtype or matrices.dtype)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).flatten(0, -3)  # (n, r, c), r <= c
     for _ in range(steps):
-        gram = matrix @ matrix.mT
-        matrix = _A * matrix + (_B * gram + _C * gram @ gram) @ matrix
-    orthogonal: Tensor = matrix.mT if tall else matrix
-    return orthogonal.reshape(gradient.shape)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    orthogonal = x.mT if tall else x
+    return orthogonal.reshape(matrices.shape).to(matrices.dtype)
 
 
 @torch.no_grad()
 def muon_update(
-    parameter: nn.Parameter, gradient: Tensor, average: Tensor, lr: float, momentum: float
+    parameters: Sequence[nn.Parameter],
+    averages: Sequence[Tensor],
+    lr: float,
+    momentum: float,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Moves a parameter and its gradient average, both in place, by one Muon step.
+    """Moves parameters and their gradient averages, all in place, by one Muon step.
+
+    Matrices of one size are handled together: one by one, the products are too small to be fast.
 
     Args:
-        parameter: kernel (out, in, ...), treated as an (out, in * ...) matrix.
-        gradient: its gradient, of the same shape.
-        average: running average of its gradients, of the same shape.
+        parameters: kernels (out, in, ...) that have gradients, treated as (out, in * ...).
+        averages: running averages of their gradients, of the same shapes.
         lr: rate on AdamW's scale.
-        momentum: decay of the average.
+        momentum: decay of the averages.
+        dtype: what the steps are made orthogonal in; None is the gradients' own.
     """
-    average.lerp_(gradient, 1 - momentum)
-    direction = orthogonalise(gradient.lerp(average, momentum))
-    longer = max(parameter.shape[0], parameter[0].numel())
-    parameter.add_(direction, alpha=-lr * 0.2 * longer**0.5)
+    by_size: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+    for parameter, average in zip(parameters, averages, strict=True):
+        gradient = cast("Tensor", parameter.grad)
+        average.lerp_(gradient, 1 - momentum)
+        ahead = gradient.lerp(average, momentum).flatten(1)
+        by_size[ahead.shape[0], ahead.shape[1]].append((parameter, ahead))
+    for (rows, columns), members in by_size.items():
+        directions = orthogonalise(torch.stack([ahead for _, ahead in members]), dtype=dtype)
+        for (parameter, _), direction in zip(members, directions, strict=True):
+            parameter.add_(
+                direction.view_as(parameter), alpha=-lr * 0.2 * max(rows, columns) ** 0.5
+            )
 
 
 class Muon(torch.optim.Optimizer):
@@ -75,14 +98,9 @@ class Muon(torch.optim.Optimizer):
         with torch.enable_grad():
             loss = None if closure is None else closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group["lr"], group["momentum"])
+            trained = [p for p in group["params"] if p.grad is not None]
+            averages = [
+                self.state[p].setdefault("average", torch.zeros_like(p.grad)) for p in trained
+            ]
+            muon_update(trained, averages, group["lr"], group["momentum"])
         return loss
-
-    def _update(self, parameter: nn.Parameter, lr: float, momentum: float) -> None:
-        gradient = parameter.grad
-        if gradient is None:
-            return
-        average = self.state[parameter].setdefault("average", torch.zeros_like(gradient))
-        muon_update(parameter, gradient, average, lr, momentum)

@@ -71,7 +71,8 @@ def ray_directions(
         x, y = _undistort(x, y, distortion.float())
     rotation = pose[..., :3, :3].float()
     camera = torch.stack([x, y, torch.ones_like(x)], dim=-3)  # (..., 3, h, w)
-    world = (rotation @ camera.flatten(-2)).view_as(camera)
+    with torch.autocast(pose.device.type, enabled=False):  # bfloat16 would bend rays by pixels
+        world = (rotation @ camera.flatten(-2)).view_as(camera)
     length: Tensor = torch.linalg.vector_norm(world, dim=-3, keepdim=True)
     return world / length
 

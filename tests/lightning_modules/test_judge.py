@@ -189,10 +189,10 @@ def test_mirrored_judge_is_blind_to_mirroring(tmp_path: Path) -> None:
 
 def test_orthogonalised_steps_have_singular_values_near_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    for shape in ((8, 3, 3, 3), (64, 4, 3, 3)):
+    for shape in ((2, 8, 27), (3, 64, 36)):
         step = orthogonalise(torch.randn(shape, generator=generator))
         assert step.shape == shape
-        values = torch.linalg.svdvals(step.flatten(1))
+        values = torch.linalg.svdvals(step)
         assert values.min() > 0.6
         assert values.max() < 1.3
 

@@ -1,5 +1,6 @@
 """Reference cases of the official CLiFT code."""
 
+import ast
 import json
 from functools import cache
 from pathlib import Path
@@ -40,8 +41,7 @@ def official_keys(stage: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a released RE10K model."""
     lines = (GOLDENS / "official_keys.txt").read_text().splitlines()
     pairs = (line.removeprefix("transformer.").split("\t") for line in lines)
-    keys = {name: tuple(json.loads(shape.replace(",)", ")").replace("(", "[").replace(")", "]")))
-            for name, shape in pairs}  # fmt: skip
+    keys = {name: tuple(ast.literal_eval(shape)) for name, shape in pairs}
     return {k: v for k, v in keys.items() if stage == 2 or not k.startswith("squeezer.")}
 
 

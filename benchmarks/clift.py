@@ -1,0 +1,331 @@
+"""Speed of CLiFT's parts, in CPU seconds of one thread: `python benchmarks/clift.py`.
+
+Every part runs beside the same computation assembled from torch's own modules in the way of the
+released code (keys and values per target view, a condenser padded to all tokens), alternately in
+one run, so that the ratios hold on a busy machine. The last column is the released code itself on a
+reference machine of 75 to 80 GFLOP/s; its training step includes a VGG19 loss, ours here does not.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from models.clift.clift import Clift, CliftShape
+from models.clift.clustering import Clusters, kmeans
+from models.clift.cost import render_macs
+from models.clift.patches import patchify, unpatchify
+from models.clift.rays import plucker_rays
+from models.clift.subsets import random_subset
+
+WIDTH, HEADS, FEED, LAYERS, VIEWS, TARGETS = 768, 8, 2048, 6, 4, 6
+# CPU seconds of the released code on the reference machine, by picture size.
+RELEASED: dict[str, dict[int, float]] = {
+    "rays of 4 views": {64: 0.0008, 128: 0.0027, 256: 0.017},
+    "encode 4 views": {64: 0.193, 128: 1.018, 256: 8.06},
+    "K-means N/2": {64: 0.005, 128: 0.036, 256: 0.53},
+    "K-means N/4": {64: 0.002, 128: 0.022, 256: 0.46},
+    "K-means N/16": {64: 0.001, 128: 0.012, 256: 0.19},
+    "condense to N/4": {64: 0.05, 128: 0.31, 256: 3.05},
+    "condense to N/16": {64: 0.05, 128: 0.31, 256: 3.05},
+    "render 6 views, N tokens": {64: 6 * 0.116, 128: 6 * 0.421, 256: 6 * 2.55},
+    "render 6 views, N/4 tokens": {64: 6 * 0.083, 128: 6 * 0.292, 256: 6 * 1.44},
+    "stage 1 step": {64: 1.51, 128: 6.63},
+    "stage 2 step": {64: 1.37, 128: 5.56},
+}
+Call = Callable[[], object]
+
+
+def pair_seconds(ours: Call, theirs: Call | None, repeats: int) -> tuple[float, float | None]:
+    """Smallest CPU time of each of two calls made alternately; other load can only add to it."""
+    times: dict[Call, list[float]] = {ours: []} | ({theirs: []} if theirs else {})
+    for _ in range(repeats):
+        for run, seconds in times.items():
+            start = time.process_time()
+            run()
+            seconds.append(time.process_time() - start)
+    return min(times[ours]), min(times[theirs]) if theirs else None
+
+
+class TorchClift(nn.Module):
+    """The released network's computation from torch's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options = {"batch_first": True, "norm_first": True}
+        sizes = (WIDTH, HEADS, FEED, 0.1)
+        layer = nn.TransformerEncoderLayer(*sizes, "gelu", **options)
+        self.encoder = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        reader = nn.TransformerDecoderLayer(*sizes, "gelu", **options)
+        self.decoder = nn.TransformerDecoder(reader, LAYERS)
+        self.condenser = nn.TransformerDecoderLayer(*sizes, "relu", **options)
+        self.condenser_out = nn.Linear(WIDTH, WIDTH)
+        self.linear_input, self.linear_target = nn.Linear(576, WIDTH), nn.Linear(384, WIDTH)
+        self.output_norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 192)
+
+    def encode(self, images: Tensor, rays: Tensor) -> Tensor:
+        """Tokens (1, N, C)."""
+        patches = patchify(torch.cat([images, rays], 2), 8).flatten(1, 2)
+        tokens: Tensor = self.encoder(self.linear_input(patches))
+        return tokens
+
+    def condense(self, tokens: Tensor, clusters: Clusters) -> Tensor:
+        """Condensed tokens (1, N, C): anchors padded to the number of tokens, as released."""
+        anchors = F.pad(clusters.anchors, (0, tokens.shape[1] - clusters.anchors.shape[1]))
+        count = int(clusters.num_clusters[0])
+        padded = torch.arange(tokens.shape[1])[None] >= count
+        hidden = clusters.labels[0][None] != clusters.labels[0, anchors[0]][:, None]
+        hidden[count:] = False
+        mask = hidden[None].repeat_interleave(HEADS, 0)
+        q = tokens[:, anchors[0]]
+        condensed: Tensor = q + self.condenser_out(
+            self.condenser(q, tokens, tgt_key_padding_mask=padded, memory_mask=mask)
+        )
+        return condensed
+
+    def render(self, tokens: Tensor, rays: Tensor, padded: Tensor | None = None) -> Tensor:
+        """Pictures (B, 1, 3, H, W) of rays (B, 1, 6, H, W), tokens (B, K, C) per picture."""
+        queries = self.linear_target(patchify(rays, 8)).flatten(1, 2)
+        x = self.decoder(queries, tokens, memory_key_padding_mask=padded)
+        pixels = self.head(self.output_norm(x)).sigmoid()
+        return unpatchify(pixels[:, None], 8, *rays.shape[-2:])
+
+
+class Bench:
+    """Inputs of one picture size, and both networks."""
+
+    def __init__(self, size: int, repeats: int) -> None:
+        torch.manual_seed(0)
+        self.size, self.repeats = size, repeats
+        self.ours, self.theirs = Clift(CliftShape()).eval(), TorchClift().eval()
+        self.intrinsics = torch.tensor([0.8 * size, 0.8 * size, size / 2, size / 2])
+        self.pose = torch.eye(4).repeat(1, VIEWS + TARGETS, 1, 1)
+        self.pose[..., :3, 3] = torch.randn(1, VIEWS + TARGETS, 3)
+        rays = self.make_rays(VIEWS + TARGETS)
+        self.context_rays, self.target_rays = rays[:, :VIEWS], rays[:, VIEWS:]
+        self.images = torch.rand(1, VIEWS, 3, size, size)
+        self.truth = torch.rand(1, 2, 3, size, size)
+        with torch.no_grad():
+            self.tokens = self.ours.encode(self.images, self.context_rays)
+
+    def make_rays(self, views: int) -> Tensor:
+        """Rays of the first cameras."""
+        return plucker_rays(
+            self.intrinsics.expand(1, views, 4), self.pose[:, :views], self.size, self.size
+        )
+
+    def cluster(self, share: int, seed: int = 0) -> Clusters:
+        """Clusters of 1 / share of the tokens."""
+        generator = torch.Generator().manual_seed(seed)
+        return kmeans(self.tokens, self.tokens.shape[1] // share, 25, "random", generator)
+
+    def rows(self) -> list[tuple[str, float, float | None]]:
+        """Name, our seconds and torch's, of every part."""
+        parts: list[tuple[str, Call, Call | None]] = [
+            ("rays of 4 views", lambda: self.make_rays(VIEWS), None),
+            (
+                "encode 4 views",
+                lambda: self.ours.encode(self.images, self.context_rays),
+                lambda: self.theirs.encode(self.images, self.context_rays),
+            ),
+        ]
+        for share in (2, 4, 16):
+            parts.append((f"K-means N/{share}", *self.kmeans_calls(share)))
+        for share in (4, 16):
+            parts.append((f"condense to N/{share}", *self.condense_calls(share)))
+        for share, name in ((1, "N"), (4, "N/4")):
+            parts.append((f"render 6 views, {name} tokens", *self.render_calls(share)))
+        with torch.no_grad():
+            found = [(name, *pair_seconds(a, b, self.repeats)) for name, a, b in parts]
+        if self.size < 256:
+            found += [
+                ("stage 1 step", *pair_seconds(*self.stage_1_calls(), self.repeats)),
+                ("stage 2 step", *pair_seconds(*self.stage_2_calls(), self.repeats)),
+            ]
+        return found
+
+    def kmeans_calls(self, share: int) -> tuple[Call, Call | None]:
+        """K-means of both, faiss where it is installed."""
+        if find_spec("faiss") is None:
+            return lambda: self.cluster(share), None
+        import faiss
+
+        points = self.tokens[0].numpy()
+        count = len(points) // share
+
+        def theirs() -> None:
+            model = faiss.Kmeans(WIDTH, count, niter=25)
+            model.train(points)
+            model.index.search(points, 1)
+
+        return lambda: self.cluster(share), theirs
+
+    def condense_calls(self, share: int) -> tuple[Call, Call]:
+        """Condensing, ours and padded to all tokens."""
+        clusters = self.cluster(share)
+        return (
+            lambda: self.ours.condense(self.tokens, clusters),
+            lambda: self.theirs.condense(self.tokens, clusters),
+        )
+
+    def render_calls(self, share: int) -> tuple[Call, Call]:
+        """Six target views at once, and in six calls."""
+        tokens = self.tokens[:, ::share].contiguous()
+        views = range(TARGETS)
+        return (
+            lambda: self.ours.render(tokens, self.target_rays),
+            lambda: [self.theirs.render(tokens, self.target_rays[:, v : v + 1]) for v in views],
+        )
+
+    def step(self, model: nn.Module, picture: Callable[[], Tensor]) -> Call:
+        """A training step on the mean squared error of two target views."""
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, 1e-5, fused=True)
+
+        def run() -> None:
+            loss = F.mse_loss(picture().view_as(self.truth), self.truth)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return run
+
+    def stage_1_calls(self) -> tuple[Call, Call]:
+        """Steps with 0.625 of the tokens, another subset for each of two target views."""
+        ours, theirs = Clift(CliftShape(), condense=False).train(), TorchClift().train()
+        rays = self.target_rays[:, :2]
+        count = int(0.625 * self.tokens.shape[1])
+
+        def ours_picture() -> Tensor:
+            tokens = ours.encode(self.images, self.context_rays)
+            memory = ours.remember(tokens).take(*random_subset(tokens, 0.625, views=2))
+            return ours.render_memory(memory, rays)
+
+        def theirs_picture() -> Tensor:
+            tokens = theirs.encode(self.images, self.context_rays).repeat(2, 1, 1)
+            kept = torch.rand(tokens.shape[:2]).argsort(1)[:, :count, None]
+            tokens = tokens.gather(1, kept.expand(-1, -1, WIDTH))
+            return theirs.render(tokens, rays.transpose(0, 1))
+
+        return self.step(ours, ours_picture), self.step(theirs, theirs_picture)
+
+    def stage_2_calls(self) -> tuple[Call, Call]:
+        """Steps at N/4 with the encoder frozen; the released form pads to N behind masks."""
+        ours, theirs = Clift(CliftShape()).train(), TorchClift().train()
+        for module in (*ours.encoder_modules(), theirs.encoder, theirs.linear_input):
+            module.requires_grad_(False).eval()
+        rays, clusters = self.target_rays[:, :2], self.cluster(4)
+        padded = (torch.arange(self.tokens.shape[1]) >= clusters.num_clusters).expand(2, -1)
+
+        def ours_picture() -> Tensor:
+            tokens = ours.encode(self.images, self.context_rays)
+            return ours.render(ours.condense(tokens, clusters), rays, clusters.valid)
+
+        def theirs_picture() -> Tensor:
+            tokens = theirs.encode(self.images, self.context_rays)
+            condensed = theirs.condense(tokens, clusters).repeat(2, 1, 1)
+            return theirs.render(condensed, rays.transpose(0, 1), padded)
+
+        return self.step(ours, ours_picture), self.step(theirs, theirs_picture)
+
+
+def report_parts(console: Console, bench: Bench) -> None:
+    """Print the table of one size."""
+    size = bench.size
+    table = Table(title=f"{VIEWS} views of {size} x {size}, N={bench.tokens.shape[1]}, CPU seconds")
+    for heading in ("part", "ours", "torch", "torch / ours", "released, elsewhere"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, ours, theirs in bench.rows():
+        released = RELEASED[name].get(size)
+        table.add_row(
+            name,
+            f"{ours:.4f}",
+            f"{theirs:.4f}" if theirs else "-",
+            f"{theirs / ours:.2f}" if theirs else "-",
+            f"{released:.4f}" if released else "-",
+        )
+    console.print(table)
+
+
+def report_budgets(console: Console, bench: Bench) -> None:
+    """Print the time of one view against the number of tokens that are read."""
+    table = Table(title=f"one view of {bench.size} x {bench.size} from N_r remembered tokens")
+    for heading in ("N_r", "ms", "ms with keys and values", "GMACs, linear", "GMACs"):
+        table.add_column(heading, justify="right")
+    rays = bench.target_rays[:, :1]
+    total = bench.tokens.shape[1]
+    for share in (1, 2, 4, 8, 16):
+        tokens = bench.tokens[:, ::share].contiguous()
+        with torch.no_grad():
+            memory = bench.ours.remember(tokens)
+            ready, full = pair_seconds(
+                lambda memory=memory: bench.ours.render_memory(memory, rays),
+                lambda tokens=tokens: bench.ours.render(tokens, rays),
+                bench.repeats,
+            )
+        macs = render_macs(CliftShape(), (bench.size, bench.size), total // share)
+        numbers = (1e3 * ready, 1e3 * (full or 0), 1e-9 * macs.linear, 1e-9 * macs.total)
+        table.add_row(str(total // share), *(f"{number:.1f}" for number in numbers))
+    console.print(table)
+
+
+def condenser_megabytes(kind: str, count: int) -> float:
+    """Growth of this process's peak memory while condensing N tokens to N/4."""
+    tokens = torch.randn(1, count, WIDTH)
+    labels = torch.arange(count)[None] % (count // 4)
+    sizes = torch.tensor([count // 4])
+    clusters = Clusters(labels, torch.arange(count // 4)[None], sizes)
+    model: Clift | TorchClift = Clift(CliftShape()) if kind == "ours" else TorchClift()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        model.eval().condense(tokens, clusters)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def report_memory(console: Console, counts: tuple[int, ...]) -> None:
+    """Print the condenser's peak memory, each measured in a process of its own."""
+    table = Table(title="peak memory of condensing one scene to N/4, MB")
+    for heading in ("N", "ours", "padded to N"):
+        table.add_column(heading, justify="right")
+    for count in counts:
+        found = []
+        for kind in ("ours", "torch"):
+            command = [sys.executable, __file__, "--condenser-memory", kind, str(count)]
+            found.append(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        table.add_row(str(count), *(f"{float(text):.0f}" for text in found))
+    console.print(table)
+
+
+def main() -> None:
+    """Run all tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="sizes 64 and 128 only")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each part")
+    parser.add_argument("--condenser-memory", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    if options.condenser_memory:
+        kind, count = options.condenser_memory
+        sys.stdout.write(str(condenser_megabytes(kind, int(count))))
+        return
+    console = Console()
+    for size in (64, 128) if options.quick else (64, 128, 256):
+        bench = Bench(size, options.repeats)
+        report_parts(console, bench)
+    report_budgets(console, bench)
+    report_memory(console, (1024, 2048) if options.quick else (1024, 4096))
+
+
+if __name__ == "__main__":
+    main()
