@@ -1,26 +1,39 @@
-# `make demo` trains the demo and draws its samples; `make test` runs every check. Both first set
+# `make demo` trains a demo and draws what it learnt; `make test` runs every check. Both first set
 # up .venv if it is not there or pyproject.toml has changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := configs/farmer/demo.yaml
+METHOD ?= farmer
+# The demos' matrices are too small for threads, which only wait for one another.
+RUN := OMP_NUM_THREADS=1 $(BIN)/python train.py
+OFFLINE := --config configs/logger/wandb_offline.yaml
 
 # Pip's own chatter is kept short; wandb stays offline unless a configuration says otherwise.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo demo-farmer demo-clift test lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | \
 	    awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.installed ## train FARMER on Fashion-MNIST, test it, draw samples
-	@# The demo's matrices are too small for threads, which only wait for one another.
-	OMP_NUM_THREADS=1 $(BIN)/python train.py fit --config $(DEMO) --config configs/logger/wandb_offline.yaml
-	OMP_NUM_THREADS=1 $(BIN)/python train.py test --resume runs/latest
+demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST, test it, draw samples (or METHOD=clift)
+
+demo-farmer: $(VENV)/.installed
+	$(RUN) fit --config configs/farmer/demo.yaml $(OFFLINE)
+	$(RUN) test --resume runs/latest
+
+demo-clift: $(VENV)/.installed
+	$(RUN) fit --config configs/clift/demo_stage1.yaml $(OFFLINE)
+	$(RUN) fit --config configs/clift/demo_stage2.yaml $(OFFLINE) --model.pretrained "$$(readlink -f runs/latest)"
+	$(RUN) test --resume runs/latest
+	$(RUN) predict --resume runs/latest
+
+demo-%:
+	@echo "METHOD=$*: no such demo; there are METHOD=farmer and METHOD=clift" >&2; exit 1
 
 test: $(VENV)/.installed-dev lint ## lint, type-check and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -29,7 +29,8 @@ class CliftCondensing(Clift):
         shape: Sizes and options of the network, those of stage 1.
         loss: Terms of the loss.
         optimisation: Optimiser and schedule.
-        pretrained: Checkpoint of stage 1 to start from: a released one, ours, or bare weights.
+        pretrained: Checkpoint of stage 1 to start from: a released one, one of ours or its run
+            directory, or bare weights.
         condense: False trains no condenser and renders from the anchors themselves: the control
             that shows what the condenser adds beyond a renderer used to few tokens.
         keep: Smallest and largest share of the tokens that are kept in a training step.

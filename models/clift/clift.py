@@ -146,13 +146,14 @@ class Clift(nn.Module):
 
         Returns:
             (B, V * h * w, C) tokens in the order (view, row, column); those of padded views are
-            finite but meaningless, see `token_mask`.
+            finite whatever the views hold, but meaningless, see `token_mask`.
         """
         patches = patchify(torch.cat([images, rays], dim=2), self.shape.patch_size)
         embedded = self._embed(patches, rays, self.linear_input)  # (B, V, h * w, C)
         mask = None
         if valid is not None and not bool(valid.all()):
             mask = key_mask(token_mask(valid, embedded.shape[2]))
+            embedded = embedded.masked_fill(~valid[..., None, None], 0)
         tokens: Tensor = self.encoder(embedded.flatten(1, 2), mask)
         if self.input_norm is not None:
             tokens = self.input_norm(tokens)

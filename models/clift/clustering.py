@@ -5,20 +5,20 @@ with all of them only when its own centroid moved away from it. Letters in shape
 N tokens, C channels, K clusters (the largest number in the batch).
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.clift.seeding import distant_start, random_start
+from models.clift.subsets import take_tokens
+
 # Token-centroid scores held at a time.
 _SCORES = 2**24
 # Share of moved centroids above which every token is compared with every centroid.
 _MANY = 0.7
-# Inner products of a batch's tokens kept during a "k-means++" start; more are formed as needed.
-_PRODUCTS = 2**26
 
 
 class Clusters(NamedTuple):
@@ -78,7 +78,7 @@ def kmeans(
         points = tokens.float().masked_fill(~valid[..., None], 0)
         mean = points.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
         points = (points - mean).masked_fill(~valid[..., None], 0)
-        start = _random_start if init == "random" else _distant_start
+        start = random_start if init == "random" else distant_start
         slots = int(wanted.max())
         centroids = start(points, valid, slots, generator)  # (B, K, C)
         labels = _lloyd(points, centroids, wanted, valid, iterations)
@@ -100,7 +100,7 @@ def nearest_members(tokens: Tensor, labels: Tensor, num_clusters: Tensor) -> Ten
     batch, count = labels.shape
     slots = int(num_clusters.max())
     means = cluster_means(tokens.float(), labels, slots)
-    own = means.gather(1, labels.clamp(min=0)[..., None].expand(-1, -1, means.shape[2]))
+    own = take_tokens(means, labels.clamp(min=0))
     distance = (tokens.float() - own).square().sum(-1)  # (B, N)
     near_first = distance.argsort(dim=-1, stable=True)
     sorted_labels, order = labels.gather(1, near_first).sort(dim=-1, stable=True)
@@ -155,61 +155,6 @@ def _checked_counts(counts: int | Sequence[int] | Tensor, valid: Tensor) -> Tens
             f"{available.tolist()}"
         )
     return wanted
-
-
-def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers of the generator's device, moved to that of ``like``."""
-    device = like.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device).to(like.device)
-
-
-def _random_start(
-    points: Tensor, valid: Tensor, slots: int, generator: torch.Generator | None
-) -> Tensor:
-    """(B, K, C) distinct random tokens of each scene."""
-    keys = _uniform(points.shape[:2], points, generator).masked_fill(~valid, torch.inf)
-    chosen = keys.argsort(dim=-1, stable=True)[:, :slots]
-    return points.gather(1, chosen[..., None].expand(-1, -1, points.shape[2]))
-
-
-def _distant_start(
-    points: Tensor, valid: Tensor, slots: int, generator: torch.Generator | None
-) -> Tensor:
-    """(B, K, C) tokens drawn one by one, by the squared distance to those already drawn.
-
-    Of several draws each time, the one that leaves the least total distance is kept.
-    """
-    batch, count, _ = points.shape
-    trials = 2 + int(math.log(slots))
-    draws = _uniform((slots, batch, trials), points, generator)
-    products = _inner_products(points)
-    squares = points.square().sum(-1)  # (B, N)
-    scenes = torch.arange(batch, device=points.device)
-    # Before the first draw every valid token is as far as any other.
-    distance = torch.where(valid, torch.finfo(torch.float32).max / (4 * count), 0.0)
-    weight = valid.to(points.dtype)
-    chosen = []
-    for draw in draws:
-        cumulative = weight.double().cumsum(-1)  # (B, N)
-        picks = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True)
-        picks = picks.clamp(max=count - 1)  # (B, trials)
-        near = squares[:, None] + squares.gather(1, picks)[..., None] - 2 * products(picks)
-        near = near.clamp(min=0).scatter(2, picks[..., None], 0).minimum(distance[:, None])
-        best = near.sum(-1).argmin(-1)
-        distance = near[scenes, best].masked_fill(~valid, 0)
-        chosen.append(picks[scenes, best])
-        # Where all tokens coincide with drawn ones, any may be next.
-        weight = torch.where(distance.sum(-1, keepdim=True) > 0, distance, valid.to(distance))
-    return _rows(points, torch.stack(chosen, 1))
-
-
-def _inner_products(points: Tensor) -> Callable[[Tensor], Tensor]:
-    """Function from positions (B, M) to their inner products with all tokens, (B, M, N)."""
-    batch, count, _ = points.shape
-    if batch * count * count > _PRODUCTS:
-        return lambda picks: torch.bmm(_rows(points, picks), points.mT)
-    products = torch.bmm(points, points.mT)
-    return lambda picks: _rows(products, picks)
 
 
 def _lloyd(
@@ -275,7 +220,7 @@ def _reassign(
     # Rows with fewer moved centroids are filled up with others, which does no harm.
     chosen = moved.byte().argsort(dim=-1, descending=True, stable=True)[:, :count]  # (B, M)
     candidates, candidate_scores = _nearest(
-        points, _rows(centroids, chosen), unused.gather(1, chosen)
+        points, take_tokens(centroids, chosen), unused.gather(1, chosen)
     )
     own_moved = moved.gather(1, labels.clamp(min=0))
     better = candidate_scores < scores
@@ -286,13 +231,8 @@ def _reassign(
     if not count:
         return labels, scores
     lost = search.byte().argsort(dim=-1, descending=True, stable=True)[:, :count]  # (B, P)
-    found, found_scores = _nearest(_rows(points, lost), centroids, unused)
+    found, found_scores = _nearest(take_tokens(points, lost), centroids, unused)
     return labels.scatter(1, lost, found), scores.scatter(1, lost, found_scores)
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Gather rows (B, M) of x (B, N, C): (B, M, C)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _restart(centroids: Tensor, empty: Tensor, points: Tensor, scores: Tensor) -> Tensor:
@@ -300,7 +240,7 @@ def _restart(centroids: Tensor, empty: Tensor, points: Tensor, scores: Tensor) -
     distance = scores + points.square().sum(-1)  # (B, N); 0 or rounding for padded tokens
     far_first = distance.argsort(dim=-1, descending=True, stable=True)
     turn = (empty.cumsum(1) - 1).clamp(min=0)  # (B, K) which of the far tokens
-    taken = _rows(points, far_first.gather(1, turn))
+    taken = take_tokens(points, far_first.gather(1, turn))
     return torch.where(empty[..., None], taken, centroids)
 
 

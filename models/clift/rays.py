@@ -31,7 +31,7 @@ def plucker_rays(
         distortion: (..., 4) OpenCV k1, k2, p1, p2; None is a pinhole.
 
     Returns:
-        (..., 6, height, width) float32.
+        (..., 6, height, width) float32; zeros for a padded view, all of whose entries are zero.
 
     Raises:
         ValueError: If the distortion cannot be undone inside the picture.
@@ -39,9 +39,11 @@ def plucker_rays(
     device = pose.device
     columns = torch.arange(width, device=device, dtype=torch.float32) + 0.5
     rows = torch.arange(height, device=device, dtype=torch.float32) + 0.5
-    direction = ray_directions(intrinsics, pose, rows, columns, distortion)  # (..., 3, H, W)
-    origin = pose[..., :3, 3].float()[..., None, None].expand_as(direction)
-    return torch.cat([torch.linalg.cross(origin, direction, dim=-3), direction], dim=-3)
+    rotation = pose[..., :3, :3].float()
+    origin = pose[..., :3, 3, None].float().expand_as(rotation)
+    # o × (R d) is linear in d, so moment and direction come from one 6 x 3 matrix.
+    matrix = torch.cat([torch.linalg.cross(origin, rotation, dim=-2), rotation], dim=-2)
+    return _map_grid(matrix, intrinsics, rows, columns, distortion)
 
 
 def ray_directions(
@@ -63,18 +65,26 @@ def ray_directions(
     Returns:
         (..., 3, h, w) float32.
     """
+    return _map_grid(pose[..., :3, :3].float(), intrinsics, rows, columns, distortion)
+
+
+def _map_grid(
+    matrix: Tensor, intrinsics: Tensor, rows: Tensor, columns: Tensor, distortion: Tensor | None
+) -> Tensor:
+    """Apply a matrix (..., C, 3) to the unit direction of each point in camera space.
+
+    Returns:
+        (..., C, h, w), zeros for a padded view, whose matrix and intrinsics are zeros.
+    """
     fx, fy, cx, cy = intrinsics.float()[..., None, None].unbind(-3)  # each (..., 1, 1)
-    x = (columns.float() - cx) / fx  # (..., 1, w)
-    y = (rows.float()[:, None] - cy) / fy  # (..., h, 1)
-    x, y = x + torch.zeros_like(y), y + torch.zeros_like(x)  # (..., h, w)
+    x = (columns.float() - cx) / torch.where(fx == 0, 1, fx)  # (..., 1, w)
+    y = (rows.float()[:, None] - cy) / torch.where(fy == 0, 1, fy)  # (..., h, 1)
     if distortion is not None and bool(distortion.any()):
-        x, y = _undistort(x, y, distortion.float())
-    rotation = pose[..., :3, :3].float()
-    camera = torch.stack([x, y, torch.ones_like(x)], dim=-3)  # (..., 3, h, w)
-    with torch.autocast(pose.device.type, enabled=False):  # bfloat16 would bend rays by pixels
-        world = (rotation @ camera.flatten(-2)).view_as(camera)
-    length: Tensor = torch.linalg.vector_norm(world, dim=-3, keepdim=True)
-    return world / length
+        x, y = _undistort(x + torch.zeros_like(y), y + torch.zeros_like(x), distortion.float())
+    per_x, per_y, ahead = matrix[..., None, None].unbind(-3)  # each (..., C, 1, 1)
+    length = (x * x + y * y + 1).sqrt()  # (..., h, w)
+    x, y = x[..., None, :, :], y[..., None, :, :]
+    return (per_x * x + (per_y * y + ahead)) / length[..., None, :, :]
 
 
 def _undistort(x: Tensor, y: Tensor, distortion: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,16 @@ def test_cameras_of_a_batch_keep_their_own_lens() -> None:
     torch.testing.assert_close(together[0], alone)
 
 
+def test_padded_views_have_zero_rays() -> None:
+    pose, intrinsics = random_poses(1, 2), INTRINSICS.repeat(1, 2, 1)
+    pose[:, 1], intrinsics[:, 1] = 0, 0
+    rays = plucker_rays(intrinsics, pose, 16, 16, torch.zeros(1, 2, 4))
+    assert rays[:, 0].any()
+    assert not rays[:, 1].any()
+    lens = torch.tensor([LENSES["barrel"], (0.0,) * 4])[None]
+    assert not plucker_rays(intrinsics, pose, 16, 16, lens)[:, 1].any()
+
+
 def test_lens_that_folds_inside_the_picture_is_refused_in_one_line() -> None:
     fold = torch.tensor([-1.5, 0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match=r"^distortion=\[\[-1\.5.*calibration") as error:

@@ -96,7 +96,7 @@ def test_padded_views_do_not_change_the_tokens_of_the_others(shape: CliftShape) 
     model = small_clift(shape)
     images, rays = torch.rand(2, 4, 3, 16, 16, generator=seeded(0)), random_rays(2, 4, 16)
     valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
-    images[~valid], rays[~valid] = 0, 0
+    images[~valid], rays[~valid] = torch.nan, torch.nan
     tokens = model.encode(images, rays, valid)
     assert tokens.shape == (2, 4 * 16, SMALL.width)
     assert tokens.isfinite().all()
@@ -266,3 +266,22 @@ def test_random_subset_is_uniform_and_follows_the_generator() -> None:
     assert torch.equal(full, torch.arange(10).expand(2000, 10))
     with pytest.raises(ValueError, match=r"ratio=0: .*\(0, 1\]"):
         random_subset(tokens, 0)
+
+
+@pytest.mark.gpu
+@SHAPES
+def test_graphics_card_gives_the_clusters_and_pictures_of_the_processor(shape: CliftShape) -> None:
+    images, rays, target = context()
+    found = []
+    for device in ("cpu", "cuda", "cuda"):
+        model = small_clift(shape).to(device)
+        tokens = model.encode(images.to(device), rays.to(device))
+        clusters = kmeans(tokens, [9, 30], generator=seeded(0))
+        condensed = model.condense(tokens, clusters)
+        pictures = model.render(condensed, target.to(device), clusters.valid)
+        found.append((clusters.labels.cpu(), clusters.anchors.cpu(), pictures.detach().cpu()))
+    processor, first, second = found
+    assert torch.equal(first[0], processor[0])
+    assert torch.equal(first[1], processor[1])
+    assert_close(first[2], processor[2], atol=1e-4, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

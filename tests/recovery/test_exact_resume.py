@@ -39,6 +39,24 @@ METHODS = {
         ],
         (1, 5),
     ),
+    "clift": (
+        CONFIGS / "clift/demo_stage2.yaml",
+        [
+            "--data.procedural_scenes=[8,2]",
+            "--data.cache_dir=rooms",
+            "--data.batch_size=2",
+            "--data.target_views=2",
+            "--model.shape.width=32",
+            "--model.shape.heads=2",
+            "--model.shape.dropout=0.1",
+            "--model.faithful_dropout=true",
+            "--trainer.enable_model_summary=false",
+            "--trainer.max_steps=6",
+            "--trainer.log_every_n_steps=1",
+            "--trainer.enable_progress_bar=false",
+        ],
+        (1, 5),
+    ),
 }
 
 SAVE_EVERY_STEP = ["--checkpoint.every_n_train_steps=1", "--checkpoint.keep=99"]
