@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from datamodules.multiview.batch import MultiviewBatch, Views
-from lightning_modules.cli.checkpoint_files import newest_good_checkpoint
+from lightning_modules.cli.checkpoint_files import weights_file
 from lightning_modules.clift_options import CliftLoss, CliftOptimisation
 from lightning_modules.metrics.image_quality import psnr, ssim
 from lightning_modules.metrics.perceptual import perceptual_loss
@@ -117,7 +117,7 @@ class Clift(LightningModule):
         """Read the weights to start from, unless a checkpoint of this run follows."""
         path = self.hparams["pretrained"]
         if path and not self.trainer.ckpt_path:
-            state = read_checkpoint(_checkpoint_of(Path(path)))
+            state = read_checkpoint(weights_file(Path(path)))
             outcome = load_clift(self.network, state)
             rank_zero_info(f"{path}: {outcome.describe() or 'every key found its place'}")
 
@@ -283,19 +283,6 @@ def _cameras(views: Views) -> tuple[Tensor, Tensor]:
 def _draw_share(keep: tuple[float, float], generator: torch.Generator) -> float:
     chance = torch.rand((), generator=generator, device=generator.device)
     return keep[0] + (keep[1] - keep[0]) * float(chance)
-
-
-def _checkpoint_of(path: Path) -> Path:
-    """The file itself, or the newest whole checkpoint of a run directory."""
-    if not path.is_dir():
-        return path
-    newest, _ = newest_good_checkpoint([path / "checkpoints"])
-    if newest is None:
-        raise FileNotFoundError(
-            f"{path}: no whole checkpoint in checkpoints/; train stage 1 first, or give a file "
-            "(model.pretrained)"
-        )
-    return newest
 
 
 def _rebuilt(kind: type[_Options], value: _Options | dict[str, Any]) -> _Options:

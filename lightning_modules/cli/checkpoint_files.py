@@ -60,6 +60,20 @@ def newest_good_checkpoint(
     return (max(good)[2] if good else None), damaged
 
 
+def weights_file(path: Path) -> Path:
+    """Return the file itself, or the newest whole checkpoint of a run directory.
+
+    Raises:
+        FileNotFoundError: If a run directory has none.
+    """
+    if not path.is_dir():
+        return path
+    newest, _ = newest_good_checkpoint([path / "checkpoints"])
+    if newest is None:
+        raise FileNotFoundError(f"{path}: no whole checkpoint in its checkpoints/; train it first")
+    return newest
+
+
 def remove_partial_files(folder: Path) -> None:
     """Remove what a process killed in the middle of saving has left behind."""
     for leftover in folder.glob(".*.partial"):
