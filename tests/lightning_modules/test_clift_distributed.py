@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.testing import assert_close
 
 from lightning_modules.clift import Clift
@@ -17,30 +16,9 @@ from tests.lightning_modules.clift_runs import (
     tiny_condensing,
     tiny_trainer,
 )
+from tests.lightning_modules.keep_step import KeepStep
 
 __all__ = ["room_cache"]
-
-
-class KeepStep(Callback):
-    """Writes what each rank saw, and rank 0's gradients before clipping."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        torch.save(batch, self.folder / f"batch{trainer.global_rank}.pt")
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.requires_grad}
-            torch.save(gradients, self.folder / "gradients.pt")
-            torch.save(pl_module.state_dict(), self.folder / "weights.pt")
 
 
 def reference_loss(module: Clift, batch: Any, rank: int) -> torch.Tensor:  # noqa: ANN401

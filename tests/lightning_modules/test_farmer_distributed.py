@@ -4,16 +4,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.testing import assert_close
 
 from lightning_modules.farmer import Farmer
 from lightning_modules.randomness import NOISE, device_generator
 from tests.lightning_modules.farmer_runs import digits, tiny_farmer, tiny_trainer
+from tests.lightning_modules.keep_step import KeepStep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,28 +41,6 @@ samples = module.eval().draw_samples(torch.arange(10), seed=0, scale=1.0)
 assert samples.isfinite().all() and samples.shape == (10, 1, 8, 8)
 (folder / f"rank{trainer.global_rank}.txt").write_text("done")
 """
-
-
-class KeepStep(Callback):
-    """Writes what each rank saw, and rank 0's gradients before clipping."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        torch.save(batch, self.folder / f"batch{trainer.global_rank}.pt")
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            gradients = {name: p.grad.clone() for name, p in pl_module.named_parameters()}
-            torch.save(gradients, self.folder / "gradients.pt")
-            torch.save(pl_module.state_dict(), self.folder / "weights.pt")
 
 
 def reference_loss(module: Farmer, batch: dict[str, torch.Tensor], rank: int) -> torch.Tensor:
