@@ -149,7 +149,9 @@ class TokenBudgets(Callback):
         directions = view_directions(
             targets["intrinsics"], targets["pose"], height, width, stride, cells
         )
-        scores = score_tokens(encoded.rays, encoded.camera, directions, targets["pose"][..., :3, 3])
+        cameras = targets["pose"][..., :3, 3]
+        with torch.autocast(module.device.type, enabled=False):  # angles need their digits
+            scores = score_tokens(encoded.rays, encoded.camera, directions, cameras)
         for share in self.view_shares:
             keep = max(1, int(total * share))
             positions = nearest_tokens(scores, keep, encoded.valid[:, None])
