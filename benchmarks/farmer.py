@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import yaml
+from plain_flow import PlainFlow
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.plain_flow import PlainFlow
 from datamodules.imagenet import ImageNetPixels
 from models.farmer.affine_block import FlowShape
 from models.farmer.flow import AutoregressiveFlow
