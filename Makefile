@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 METHOD ?= farmer
 # The demos' matrices are too small for threads, which only wait for one another.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python train.py
+PAIR := --trainer.devices 2 --trainer.strategy ddp --data.batch_size 2
 OFFLINE := --config configs/logger/wandb_offline.yaml
 
 # Pip's own chatter is kept short; wandb stays offline unless a configuration says otherwise.
@@ -26,9 +27,11 @@ demo-farmer: $(VENV)/.installed
 	$(RUN) fit --config configs/farmer/demo.yaml $(OFFLINE)
 	$(RUN) test --resume runs/latest
 
+# Two processes with half of the batch each: ten minutes instead of fifteen.
 demo-clift: $(VENV)/.installed
-	$(RUN) fit --config configs/clift/demo_stage1.yaml $(OFFLINE)
-	$(RUN) fit --config configs/clift/demo_stage2.yaml $(OFFLINE) --model.pretrained "$$(readlink -f runs/latest)"
+	$(RUN) fit --config configs/clift/demo_stage1.yaml $(OFFLINE) $(PAIR)
+	$(RUN) fit --config configs/clift/demo_stage2.yaml $(OFFLINE) $(PAIR) \
+	    --model.pretrained "$$(readlink -f runs/latest)"
 	$(RUN) test --resume runs/latest
 	$(RUN) predict --resume runs/latest
 

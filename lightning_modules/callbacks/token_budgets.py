@@ -48,11 +48,11 @@ _CELLS, _MARGIN = 16, 8
 
 
 class _Case(NamedTuple):
-    """One row of the table."""
+    """One row of the table; shares, as the counts may differ between scenes and ranks."""
 
     method: str
-    stored: int | None = None
-    rendered: int | None = None
+    stored: float | None = None
+    rendered: float | None = None
 
 
 class _Tally:
@@ -61,6 +61,7 @@ class _Tally:
     def __init__(self, num_scenes: int, device: torch.device) -> None:
         self.psnr, self.ssim, self.distance = (SceneMean(num_scenes).to(device) for _ in range(3))
         self.seconds, self.views = 0.0, 0
+        self.stored, self.rendered = 0, 0  # most tokens of any scene
 
 
 class TokenBudgets(Callback):
@@ -133,8 +134,7 @@ class TokenBudgets(Callback):
                 # Equal keys: the clusters of the last three are the same.
                 generator = module.evaluation_generator(int(batch["index"][0]))
                 stored = module.store(encoded, method, share, generator)
-                count = int(stored.valid.sum(1).max())
-                case = _Case(_NAMES[method], count, count)
+                case = _Case(_NAMES[method], share, share)
                 self._render(module, case, stored, batch, scenes)
 
     def _measure_views(
@@ -142,7 +142,7 @@ class TokenBudgets(Callback):
     ) -> None:
         total = encoded.tokens.shape[1]
         everything = SceneTokens(*encoded)
-        self._render(module, _Case(_ALL, total, total), everything, batch, scenes)
+        self._render(module, _Case(_ALL, 1.0, 1.0), everything, batch, scenes)
         targets = batch["target"]
         height, width = self._image_size
         stride, cells = max(height, width) // _CELLS, _CELLS + _MARGIN
@@ -155,7 +155,7 @@ class TokenBudgets(Callback):
         for share in self.view_shares:
             keep = max(1, int(total * share))
             positions = nearest_tokens(scores, keep, encoded.valid[:, None])
-            case = _Case(_NEAREST, total, keep)
+            case = _Case(_NEAREST, 1.0, share)
             self._render(module, case, everything, batch, scenes, positions)
 
     def _render(
@@ -175,6 +175,9 @@ class TokenBudgets(Callback):
         seconds = _now(module.device) - start
         self._add(case, pictures, batch, scenes)
         tally = self._tallies[case]
+        count = int(stored.valid.sum(1).max())
+        tally.stored = max(tally.stored, count)
+        tally.rendered = max(tally.rendered, count if positions is None else positions.shape[-1])
         tally.seconds += seconds
         tally.views += int(batch["target"]["valid"].numel())
 
@@ -196,23 +199,28 @@ class TokenBudgets(Callback):
             return
         rows, values = [], {}
         for case, tally in self._tallies.items():
+            tally.stored, tally.rendered = _largest(trainer, tally.stored, tally.rendered)
             rows.append(self._row(case, tally, pl_module))
-            values["; ".join(str(part) for part in case)] = tally.psnr.per_scene().tolist()
+            parts = (case.method, rows[-1].stored_tokens, rows[-1].rendered_tokens)
+            name = "; ".join(str(part) for part in parts)
+            values[name] = tally.psnr.per_scene().tolist()
         for row in rows:
-            pl_module.log(f"test/psnr/{_slug(row)}", row.psnr)
+            pl_module.log(f"test/psnr/{_slug(row)}", row.psnr, sync_dist=True)
         if trainer.is_global_zero and not is_trial(trainer):
             self._report(trainer, rows, values)
 
     def _row(self, case: _Case, tally: _Tally, module: Clift) -> RateRow:
         distance = None if self._distance is None else float(tally.distance.compute())
         quality = (float(tally.psnr.compute()), float(tally.ssim.compute()), distance)
-        if case.stored is None or case.rendered is None:
-            return RateRow(*case, *quality)
-        macs = render_macs(module.shape, self._image_size, case.rendered)
+        if case.stored is None:
+            return RateRow(case.method, None, None, *quality)
+        macs = render_macs(module.shape, self._image_size, tally.rendered)
         return RateRow(
-            *case,
+            case.method,
+            tally.stored,
+            tally.rendered,
             *quality,
-            megabytes=megabytes_of(case.stored, module.shape.width),
+            megabytes=megabytes_of(tally.stored, module.shape.width),
             gmacs_linear=macs.linear / 1e9,
             gmacs=macs.total / 1e9,
             milliseconds=1e3 * tally.seconds / max(tally.views, 1),
@@ -263,6 +271,13 @@ def _baselines(batch: MultiviewBatch) -> dict[str, Tensor]:
         _MEAN: mean_context(images, views, valid),
         _PLANE: plane,
     }
+
+
+def _largest(trainer: Trainer, *counts: int) -> list[int]:
+    """The largest of each count on any rank."""
+    own = torch.tensor(counts, device=trainer.strategy.root_device)
+    largest = torch.as_tensor(trainer.strategy.reduce(own, reduce_op="max"))
+    return [int(count) for count in largest]
 
 
 def _slug(row: RateRow) -> str:
