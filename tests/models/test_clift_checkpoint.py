@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.clift.clift import Clift, CliftShape
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from models.clift.checkpoint import (
     read_checkpoint,
     shape_of,
 )
+from models.clift.clift import Clift, CliftShape
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "clift"
 TINY = CliftShape(
