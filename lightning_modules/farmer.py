@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, Metric
 
 from datamodules.imagenet import ImageBatch
 from datamodules.sample_requests import SampleRequest
+from lightning_modules.logging_steps import is_log_step
 from lightning_modules.optimizers import adamw_warmup_cosine, keep_configured_rates
 from lightning_modules.randomness import EVALUATION, NOISE, SAMPLES, device_generator
 from lightning_modules.schedules import cosine
@@ -213,8 +214,7 @@ class Farmer(LightningModule):
             "redundant_nats": -parts.redundant.mean().detach() / self.dims,
             "log_det_nats": -parts.log_det.mean().detach() / self.dims,
         }
-        every = getattr(self.trainer, "log_every_n_steps", 50)
-        if self.trainer.global_step % every == 0:  # a logged value costs half a millisecond
+        if is_log_step(self.trainer):
             self.log("train/loss", terms["loss"], prog_bar=True)
             logged: dict[str, Metric | Tensor | int | float] = {
                 f"train/{name}": value for name, value in terms.items() if name != "loss"

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from datamodules.imagenet import ImageBatch
 from datamodules.sample_requests import SampleRequest
 from lightning_modules.farmer import Farmer
+from lightning_modules.logging_steps import is_log_step
 from lightning_modules.optimizers import adamw_warmup_cosine, keep_configured_rates
 from lightning_modules.randomness import EVALUATION, NOISE, SAMPLES, device_generator
 from models.farmer.affine_block import FlowShape
@@ -101,8 +102,7 @@ class FarmerDistillation(LightningModule):
         generator = device_generator(self.device, self.hparams["seed"], NOISE, *key)
         losses = self._losses(batch, generator, self.hparams["latent_noise"])
         loss = losses.mean()
-        every = getattr(self.trainer, "log_every_n_steps", 50)
-        if self.trainer.global_step % every == 0:
+        if is_log_step(self.trainer):
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/first_block_mse", losses[0])
         return {"loss": loss, "first_block_mse": losses[0].detach()}

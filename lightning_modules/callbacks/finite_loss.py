@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_modules.cli.checkpoint_files import newest_good_checkpoint
 from lightning_modules.cli.errors import ReportedError
+from lightning_modules.logging_steps import is_log_step
 
 _MOST_IDS = 16
 
@@ -79,7 +80,7 @@ class FiniteLoss(Callback):
             NonFiniteError: If a returned or a logged term is not finite.
         """
         terms = dict(outputs) if isinstance(outputs, Mapping) else {}
-        if _is_log_step(trainer, self._step):
+        if is_log_step(trainer, self._step):
             terms |= {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train")}
         if any(_non_finite(terms)):
             self._fail(trainer, terms)
@@ -125,9 +126,3 @@ def _describe_step(step: int, epoch: int, batch: Any) -> str:  # noqa: ANN401 - 
 def _last_good(trainer: Trainer) -> str:
     best, _ = newest_good_checkpoint([Path(trainer.default_root_dir) / "checkpoints"])
     return f"last finite checkpoint: {best}" if best else "no checkpoint was saved before it"
-
-
-def _is_log_step(trainer: Trainer, step: int) -> bool:
-    """Say whether the loggers get this step's values, so that reading them costs nothing more."""
-    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return interval > 0 and (step + 1) % interval == 0
