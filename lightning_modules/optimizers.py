@@ -75,6 +75,7 @@ def parameter_groups(
     muon_lr: float | None = None,
     hidden: str = r"(^|\.)transformer\.",
     decay_vectors: bool = False,
+    undecayed: str | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for `MuonAdamW`, empty ones left out.
 
@@ -86,6 +87,8 @@ def parameter_groups(
             them to AdamW.
         hidden: Regular expression found in the names of layers between two others.
         decay_vectors: Decay biases and norms too.
+        undecayed: Regular expression found in the names of tables that are never decayed, such
+            as learned positions.
     """
     members: dict[str, list[nn.Parameter]] = {"muon": [], "matrices": [], "vectors": []}
     for name, parameter in parameters:
@@ -94,7 +97,9 @@ def parameter_groups(
         if muon_lr is not None and parameter.ndim == 2 and re.search(hidden, name):
             members["muon"].append(parameter)
         else:
-            members["matrices" if parameter.ndim >= 2 else "vectors"].append(parameter)
+            is_table = undecayed is not None and re.search(undecayed, name)
+            matrix = parameter.ndim >= 2 and not is_table
+            members["matrices" if matrix else "vectors"].append(parameter)
     vector_decay = weight_decay if decay_vectors else 0.0
     options: dict[str, dict[str, Any]] = {
         "muon": {"lr": muon_lr, "weight_decay": 0.0, "muon": True},

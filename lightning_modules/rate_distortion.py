@@ -10,13 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_modules.pictures import draw_curves, write_png
+from lightning_modules.text_files import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,9 +118,9 @@ def write_rates(rows: Sequence[RateRow], folder: Path, distance_name: str) -> li
     writer.writerows([["" if r[name] is None else r[name] for name in names] for r in records])
     files = [folder / f"rate_distortion.{kind}" for kind in ("csv", "json", "png")]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(files[0], table.getvalue())
+    write_text(files[0], table.getvalue())
     content = {"distance": distance_name, "rows": records}
-    _write_text(files[1], json.dumps(content, indent=2, allow_nan=True) + "\n")
+    write_text(files[1], json.dumps(content, indent=2, allow_nan=True) + "\n")
     if all(row.megabytes is None for row in rows):
         return files[:2]
     write_png(draw_rate_distortion(rows), files[2])
@@ -169,12 +169,3 @@ def draw_speed(rows: Sequence[RateRow], title: str = "") -> Image:
 
 def _cell(value: str | float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,3 +25,5 @@ def hush_advertisements() -> None:
     warnings.filterwarnings("ignore", message=".*using the WeightAveraging callback.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Predictions carry their own indices.
+    warnings.filterwarnings("ignore", message="Couldn't infer the batch indices.*")

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from lightning_modules.metrics.muon import Muon
 from lightning_modules.pictures import from_bytes
+from lightning_modules.progress import progress_bar
 from models.layers.convnet import ConvNetClassifier
 
 
@@ -110,7 +109,7 @@ def _optimise(
         torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
         for optimiser in optimisers
     ]
-    with _progress_bar(show_progress) as progress:
+    with progress_bar(show_progress) as progress:
         task = progress.add_task("Training the judge", total=steps)
         for images, labels in _batches(data, mirrored, settings):
             images = images.to(device, memory_format=torch.channels_last)
@@ -174,17 +173,3 @@ def _erase(images: Tensor, share: float, generator: torch.Generator) -> None:
     erased = (rows.abs() <= reach)[:, :, None] & (columns.abs() <= reach)[:, None, :]  # (B, H, W)
     erased &= _some(images, share, generator)[:, None, None]
     images.masked_fill_(erased[:, None], -1.0)
-
-
-def _progress_bar(shown: bool) -> Progress:
-    # A console of its own: Lightning's progress bar may be live on the shared one.
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(),
-        transient=True,
-        disable=not shown,
-    )

@@ -1,0 +1,310 @@
+"""One way of reducing tokens, measured: what can be rebuilt, read and told from what is left.
+
+A study trains, for the method at hand, a reconstructor, a reader and scene probes on its own
+reductions of the training images, and rates them and the probes of all tokens on the test images.
+Letters in shape comments: N images, B of a batch, L tokens, K kept, C channels, R regions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_modules.metrics.bootstrap import Estimate, ratio_estimate
+from lightning_modules.metrics.short_training import ShortTraining, fit_network
+from lightning_modules.metrics.token_probes import (
+    ReadTokens,
+    SceneProbe,
+    area_weights,
+    fit_reader,
+    read_rightly,
+)
+from models.token_reduction.baselines import Baseline, BaselineInput
+from models.token_reduction.reading import RegionReader, grid_positions
+from models.token_reduction.reconstructor import TokenReconstructor
+from models.token_reduction.reduced import Reduced
+
+_BATCH = 100
+
+
+class StudyImages(NamedTuple):
+    """Features and labels of a split.
+
+    Attributes:
+        tokens: (N, L, C) float32, standardised.
+        cls_attention: (N, L) or None.
+        region: (N, R) int64 what stands in each region; 0 nothing.
+        item_token: (N, L) int64, > 0 under text.
+        scene: (N,) int64.
+    """
+
+    tokens: Tensor
+    cls_attention: Tensor | None
+    region: Tensor
+    item_token: Tensor
+    scene: Tensor
+
+    def grid_of(self, positions: Tensor, grid: tuple[int, int]) -> BaselineInput:
+        """Tokens of the images at positions (B,), as a reduction takes them."""
+        attention = None if self.cls_attention is None else self.cls_attention[positions]
+        return BaselineInput(self.tokens[positions], grid, attention)
+
+
+class FullProbes(NamedTuple):
+    """What was trained on all tokens.
+
+    Attributes:
+        reader: Reads regions.
+        scene: Tells scenes from the mean token.
+    """
+
+    reader: RegionReader
+    scene: SceneProbe
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How the judges are trained.
+
+    Attributes:
+        reconstructor: Training of each method's reconstructor.
+        reader: Training of each reader.
+        shares: Retained shares that are rated.
+    """
+
+    reconstructor: ShortTraining
+    reader: ShortTraining
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ReductionRow:
+    """One method at one retained share; None where a figure does not apply.
+
+    Attributes:
+        method: Name.
+        share: Retained share.
+        tokens: Tokens kept of each image.
+        nmse: All-token error of the method's own reconstructor, 1 for predicting the mean.
+        ocr: Digits and words read rightly by the reader trained on all tokens.
+        ocr_retrained: By a reader trained on the method's own reductions.
+        scene: Scenes told rightly by the probe trained on all tokens, from the mean kept token.
+        scene_area: The same with each token weighted by the area nearest to it.
+        scene_retrained: By a probe trained on the method's own mean tokens.
+        text_recall: Tokens under text that were kept.
+    """
+
+    method: str
+    share: float
+    tokens: int
+    nmse: Estimate
+    ocr: Estimate
+    ocr_retrained: Estimate
+    scene: Estimate
+    scene_area: Estimate
+    scene_retrained: Estimate
+    text_recall: Estimate | None
+
+    def values(self, names: Iterable[str]) -> list[float | None]:
+        """Figures without their intervals."""
+        found = [getattr(self, name) for name in names]
+        return [None if estimate is None else estimate.value for estimate in found]
+
+
+class ReductionStudy:
+    """Rates methods on one set of features.
+
+    Args:
+        train: Images that judges are trained on.
+        test: Images that are rated.
+        grid: Rows and columns of tokens.
+        reconstructor: Start of each method's reconstructor, not changed.
+        classes: What may stand in a region.
+        scenes: Number of scenes.
+        settings: How the judges are trained.
+        half: Whether products are computed in bfloat16.
+    """
+
+    def __init__(
+        self,
+        train: StudyImages,
+        test: StudyImages,
+        grid: tuple[int, int],
+        reconstructor: TokenReconstructor,
+        classes: int,
+        scenes: int,
+        settings: StudySettings,
+        half: bool = False,
+    ) -> None:
+        self.train, self.test, self.grid = train, test, grid
+        self.settings, self.half = settings, half
+        self._reconstructor = reconstructor
+        self._classes, self._scenes = classes, scenes
+        self._places = grid_positions(grid, train.tokens.device)
+        self._length = grid[0] * grid[1]
+
+    def steps_of(self, methods: int) -> int:
+        """Training steps in all, for a progress bar."""
+        return (
+            methods * self.settings.reconstructor.steps + (methods + 1) * self.settings.reader.steps
+        )
+
+    def fit_full_probes(self, advance: Callable[[], None] = lambda: None) -> FullProbes:
+        """Train the probes that see all tokens."""
+        reader = self._new_reader()
+        places = self._places
+
+        def everything(positions: Tensor, generator: torch.Generator) -> ReadTokens:
+            return ReadTokens(self.train.tokens[positions], places.expand(len(positions), -1, -1))
+
+        fit_reader(reader, self.train.region, everything, self.settings.reader, advance)
+        pooled = self.train.tokens.mean(1)
+        return FullProbes(reader, SceneProbe(pooled, self.train.scene, self._scenes))
+
+    def _new_reader(self) -> RegionReader:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.reader.seed)
+            reader = RegionReader(self.train.tokens.shape[-1], self._classes, self.grid)
+        return reader.to(self.train.tokens.device)
+
+    def rate(
+        self,
+        name: str,
+        reduce: Baseline,
+        full: FullProbes,
+        advance: Callable[[], None] = lambda: None,
+    ) -> list[ReductionRow]:
+        """Train a method's judges, and rate it at every share."""
+        reconstructor = self._fit_reconstructor(reduce, advance)
+        reader = self._fit_own_reader(reduce, full.reader, advance)
+        return [
+            self._row(name, reduce, share, full, reconstructor, reader)
+            for share in self.settings.shares
+        ]
+
+    def _count(self, share: float) -> int:
+        return max(1, round(share * self._length))
+
+    def _drawn(
+        self, reduce: Baseline, positions: Tensor, generator: torch.Generator
+    ) -> tuple[BaselineInput, Reduced]:
+        """Reduce training images to a share drawn for the batch, evenly over the logarithm."""
+        least, most = min(self.settings.shares), max(s for s in self.settings.shares if s < 1)
+        chance = float(torch.rand((), generator=generator, device=generator.device))
+        count = self._count(least * (most / least) ** chance)
+        inputs = self.train.grid_of(positions, self.grid)
+        with torch.no_grad():
+            return inputs, reduce(inputs, count, generator)
+
+    def _fit_reconstructor(
+        self, reduce: Baseline, advance: Callable[[], None]
+    ) -> TokenReconstructor:
+        with torch.inference_mode(False):
+            network = copy.deepcopy(self._reconstructor).requires_grad_(True)
+
+        def loss_of(positions: Tensor, generator: torch.Generator) -> Tensor:
+            inputs, reduced = self._drawn(reduce, positions, generator)
+            return self._squared_error(network, inputs.tokens, reduced).mean()
+
+        count = len(self.train.tokens)
+        fit_network(network, count, loss_of, self.settings.reconstructor, advance, self.half)
+        return network
+
+    def _squared_error(
+        self, network: TokenReconstructor, tokens: Tensor, reduced: Reduced
+    ) -> Tensor:
+        """(B, L) squared error per channel of the rebuilt tokens; kept ones have none."""
+        if reduced.mask is not None:
+            rebuilt: Tensor = network(tokens, reduced.mask)
+            error = (rebuilt.float() - tokens).square().mean(-1)
+            return error.masked_fill(reduced.mask, 0.0)
+        index = reduced.assignment[..., None].expand(-1, -1, tokens.shape[-1])
+        spread = reduced.tokens.gather(1, index)  # every token is its average, (B, L, C)
+        everything = torch.ones(spread.shape[:2], device=spread.device)
+        rebuilt = spread + network(spread, everything)
+        error = (rebuilt.float() - tokens).square().mean(-1)
+        return error
+
+    def _fit_own_reader(
+        self, reduce: Baseline, start: RegionReader, advance: Callable[[], None]
+    ) -> RegionReader:
+        with torch.inference_mode(False):
+            reader = copy.deepcopy(start).requires_grad_(True)
+
+        def kept(positions: Tensor, generator: torch.Generator) -> ReadTokens:
+            _, reduced = self._drawn(reduce, positions, generator)
+            return ReadTokens(reduced.tokens, reduced.positions)
+
+        fit_reader(reader, self.train.region, kept, self.settings.reader, advance)
+        return reader
+
+    @torch.no_grad()
+    def _row(
+        self,
+        name: str,
+        reduce: Baseline,
+        share: float,
+        full: FullProbes,
+        reconstructor: TokenReconstructor,
+        reader: RegionReader,
+    ) -> ReductionRow:
+        count = self._count(share)
+        pooled, scenes = self._pooled(self.train, reduce, count), self.train.scene
+        own_scene = SceneProbe(pooled, scenes, self._scenes)
+        sums = _Sums()
+        for chosen in torch.split(torch.arange(len(self.test.tokens)), _BATCH):
+            positions = chosen.to(self.test.tokens.device)
+            inputs = self.test.grid_of(positions, self.grid)
+            reduced = reduce(inputs, count, self._noise(chosen))
+            read = ReadTokens(reduced.tokens, reduced.positions)
+            region, scene = self.test.region[positions], self.test.scene[positions]
+            with torch.autocast(inputs.tokens.device.type, torch.bfloat16, enabled=self.half):
+                error = self._squared_error(reconstructor, inputs.tokens, reduced)
+            sums.add("nmse", error.sum(1), inputs.tokens.square().mean(-1).sum(1))
+            sums.add("ocr", *read_rightly(full.reader, read, region))
+            sums.add("ocr_retrained", *read_rightly(reader, read, region))
+            mean = reduced.tokens.mean(1)
+            weights = area_weights(reduced, self._places)
+            weighted = (weights[..., None] * reduced.tokens).sum(1)
+            ones = torch.ones(len(positions))
+            sums.add("scene", full.scene(mean) == scene, ones)
+            sums.add("scene_area", full.scene(weighted) == scene, ones)
+            sums.add("scene_retrained", own_scene(mean) == scene, ones)
+            if reduced.mask is not None:
+                text = self.test.item_token[positions] > 0
+                sums.add("text_recall", (text & reduced.mask).sum(1), text.sum(1))
+        return ReductionRow(name, share, count, **sums.estimates())
+
+    def _pooled(self, images: StudyImages, reduce: Baseline, count: int) -> Tensor:
+        """Mean kept tokens (N, C)."""
+        parts = []
+        for chosen in torch.split(torch.arange(len(images.tokens)), _BATCH):
+            inputs = images.grid_of(chosen.to(images.tokens.device), self.grid)
+            parts.append(reduce(inputs, count, self._noise(chosen)).tokens.mean(1))
+        return torch.cat(parts)
+
+    def _noise(self, positions: Tensor) -> torch.Generator:
+        return torch.Generator(self.test.tokens.device).manual_seed(int(positions[0]))
+
+
+class _Sums:
+    """Numerators and denominators of each metric, per image."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, name: str, numerator: Tensor, denominator: Tensor) -> None:
+        part = (numerator.double().cpu(), denominator.double().cpu())
+        self._parts.setdefault(name, []).append(part)
+
+    def estimates(self) -> dict[str, Estimate]:
+        found = {"text_recall": None} | {
+            name: ratio_estimate(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+            for name, parts in self._parts.items()
+        }
+        return found  # type: ignore[return-value]
