@@ -60,11 +60,11 @@ def pair_seconds(ours: Call, theirs: Call | None, repeats: int) -> tuple[float, 
 
 
 class Bench:
-    """Inputs of one picture size, and both networks."""
+    """Inputs of one picture size, and both networks; ``steps`` times training steps too."""
 
-    def __init__(self, size: int, repeats: int) -> None:
+    def __init__(self, size: int, repeats: int, steps: bool = True) -> None:
         torch.manual_seed(0)
-        self.size, self.repeats = size, repeats
+        self.size, self.repeats, self.steps = size, repeats, steps
         self.ours, self.theirs = Clift(CliftShape()).eval(), TorchClift().eval()
         self.intrinsics = torch.tensor([0.8 * size, 0.8 * size, size / 2, size / 2])
         self.pose = torch.eye(4).repeat(1, VIEWS + TARGETS, 1, 1)
@@ -107,11 +107,9 @@ class Bench:
         parts.append(("same, padded to N", *self.render_calls(4, padded=True)))
         with torch.no_grad():
             found = [(name, *pair_seconds(a, b, self.repeats)) for name, a, b in parts]
-        if self.size < 256:
-            found += [
-                ("stage 1 step", *pair_seconds(*self.stage_1_calls(), self.repeats)),
-                ("stage 2 step", *pair_seconds(*self.stage_2_calls(), self.repeats)),
-            ]
+        if self.steps:
+            for name, calls in (("stage 1", self.stage_1_calls), ("stage 2", self.stage_2_calls)):
+                found.append((f"{name} step", *pair_seconds(*calls(), self.repeats)))
         return found
 
     def kmeans_calls(self, share: int) -> tuple[Call, Call | None]:
@@ -276,6 +274,9 @@ def main() -> None:
     """Run all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="sizes 64 and 128 only")
+    parser.add_argument("--sizes", type=int, nargs="+", help="only these sizes")
+    large = "training steps at 256 as well: many minutes, and 16 GB of memory"
+    parser.add_argument("--large-steps", action="store_true", help=large)
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each part")
     parser.add_argument("--condenser-memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -286,8 +287,8 @@ def main() -> None:
         sys.stdout.write(str(condenser_megabytes(kind, int(count))))
         return
     console = Console()
-    for size in (64, 128) if options.quick else (64, 128, 256):
-        bench = Bench(size, options.repeats)
+    for size in options.sizes or ((64, 128) if options.quick else (64, 128, 256)):
+        bench = Bench(size, options.repeats, steps=size < 256 or options.large_steps)
         report_parts(console, bench)
     report_budgets(console, bench)
     report_memory(console, (1024, 2048) if options.quick else (1024, 2048, 4096))

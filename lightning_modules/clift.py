@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 from datamodules.multiview.batch import MultiviewBatch, Views
 from lightning_modules.cli.checkpoint_files import weights_file
 from lightning_modules.clift_options import CliftLoss, CliftOptimisation
+from lightning_modules.logging_steps import is_log_step
 from lightning_modules.metrics.image_quality import psnr, ssim
 from lightning_modules.metrics.perceptual import perceptual_loss
 from lightning_modules.optimizers import (
@@ -203,7 +204,7 @@ class Clift(LightningModule):
         if self._perceptual[0] is not None:
             terms["train/perceptual"] = self._perceptual[0](pictures, truth)
             loss = loss + self.loss.weight * terms["train/perceptual"]
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if is_log_step(self.trainer):
             self.log("train/loss", loss, prog_bar=True)
             self.log("train/psnr", -10 * squared.detach().log10(), prog_bar=True)
             self.log_dict({name: value.detach() for name, value in terms.items()})

@@ -4,7 +4,7 @@ import torch
 
 from datamodules.loading import keyed_generator
 
-NOISE, EVALUATION, SAMPLES = range(3)
+NOISE, EVALUATION, SAMPLES, ANNOTATION = range(4)
 """First key of each stream, so that no two uses of a seed share noise."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from datamodules.multiview.augmentation import Augmentation
 from datamodules.multiview.view_sampler import ViewSampling
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def check_arguments(data: MultiviewRays) -> None:
         _fail(
             data, "context_views", "the embedded scenes have 4, unless data.init_args.views is set"
         )
+    if data.clusters is not None and data.augmentation != Augmentation():
+        _fail(data, "augmentation", "stored clusters are of the unchanged pictures; turn it off")
     _check_paths(data)
 
 

@@ -6,7 +6,7 @@ scenes, V views of each, H x W pixels.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -36,6 +36,24 @@ class Views(TypedDict):
     valid: Tensor
 
 
+class StoredClusters(TypedDict):
+    """Clusters of the tokens of each scene's context views, made beforehand: N tokens, K clusters.
+
+    Attributes:
+        labels: (B, N) int64, cluster of each token in the order (view, row, column) of patches;
+            -1 for the tokens of views that only fill the batch up.
+        anchors: (B, K) int64, the token that stands for each cluster and is one of it; padded
+            with 0.
+        num_clusters: (B,) int64, clusters of each scene, at most K.
+        encoder: B identities of the encoder whose tokens were clustered; empty where unknown.
+    """
+
+    labels: Tensor
+    anchors: Tensor
+    num_clusters: Tensor
+    encoder: list[str]
+
+
 class MultiviewBatch(TypedDict):
     """Context views to look at, and target views to render.
 
@@ -44,9 +62,14 @@ class MultiviewBatch(TypedDict):
         target: what is to be rendered; in predict its images are unknown, and zero.
         index: (B,) int64, position of the entry in its split.
         scene: B names of scenes.
+        normalisation: (B, 4, 4) float32, similarity from the world of the capture (OpenCV axes) to
+            the normalised one: a point p becomes the first three of ``normalisation @ (p, 1)``.
+        clusters: clusters of the context's tokens, in training on stored ones.
     """
 
     context: Views
     target: Views
     index: Tensor
     scene: list[str]
+    normalisation: Tensor
+    clusters: NotRequired[StoredClusters]

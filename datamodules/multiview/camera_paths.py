@@ -99,14 +99,13 @@ class CameraPaths(Dataset["MultiviewBatch"]):
         position, (frames, _) = self._entries[index]
         context = self._source.views(position, frames, self._source.cameras(position))
         path = self._path_views(context)
-        context_pose, path_pose = normalise_poses(
-            context.pose, path.pose, self._rule, target_scales=False
-        )
+        normalised = normalise_poses(context.pose, path.pose, self._rule, target_scales=False)
         return Sample(
-            context._replace(pose=context_pose),
-            path._replace(pose=path_pose),
+            context._replace(pose=normalised.context),
+            path._replace(pose=normalised.target),
             index,
             self._source.reader.names[position],
+            normalised.similarity,
         )
 
     def _path_views(self, context: SceneViews) -> SceneViews:

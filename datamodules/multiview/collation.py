@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from datamodules.errors import DataError
 from datamodules.multiview.poses import PoseRule, normalise_poses
 
 if TYPE_CHECKING:
-    from datamodules.multiview.batch import MultiviewBatch, Views
+    from numpy.typing import NDArray
+
+    from datamodules.multiview.batch import MultiviewBatch, StoredClusters, Views
+    from datamodules.multiview.stored_clusters import SceneClusters
     from datamodules.multiview.view_source import SceneViews
 
 
@@ -23,12 +27,16 @@ class Sample(NamedTuple):
         target: views to render.
         position: of the sample in its split.
         scene: name.
+        normalisation: (4, 4) similarity from the world of the capture to the normalised one.
+        clusters: clusters of the context's tokens, if there are stored ones.
     """
 
     context: SceneViews
     target: SceneViews
     position: int
     scene: str
+    normalisation: NDArray[np.float64]
+    clusters: SceneClusters | None = None
 
 
 def normalised_sample(
@@ -48,9 +56,13 @@ def normalised_sample(
         scene: name.
     """
     context, target = views.take(slice(num_context)), views.take(slice(num_context, None))
-    context_pose, target_pose = normalise_poses(context.pose, target.pose, rule)
+    normalised = normalise_poses(context.pose, target.pose, rule)
     return Sample(
-        context._replace(pose=context_pose), target._replace(pose=target_pose), position, scene
+        context._replace(pose=normalised.context),
+        target._replace(pose=normalised.target),
+        position,
+        scene,
+        normalised.similarity,
     )
 
 
@@ -88,9 +100,12 @@ def collate(samples: Sequence[Sample], context_views: int = 0) -> MultiviewBatch
 
     Returns:
         The batch; shorter lists of views are filled up to the longest.
+
+    Raises:
+        DataError: if stored clusters are of differently many tokens for a view.
     """
     most = max(context_views, *(len(sample.context.frame) for sample in samples))
-    return {
+    batch: MultiviewBatch = {
         "context": _stack([sample.context for sample in samples], most),
         "target": _stack(
             [sample.target for sample in samples],
@@ -98,4 +113,34 @@ def collate(samples: Sequence[Sample], context_views: int = 0) -> MultiviewBatch
         ),
         "index": torch.tensor([sample.position for sample in samples], dtype=torch.int64),
         "scene": [sample.scene for sample in samples],
+        "normalisation": torch.from_numpy(np.stack([s.normalisation for s in samples])).float(),
+    }
+    stored = [sample.clusters for sample in samples if sample.clusters is not None]
+    if stored:
+        batch["clusters"] = _stack_clusters(stored, most, batch["scene"])
+    return batch
+
+
+def _stack_clusters(
+    scenes: Sequence[SceneClusters], views: int, names: Sequence[str]
+) -> StoredClusters:
+    """Clusters of B scenes, filled up to the tokens of ``views`` views each."""
+    per_view = [len(clusters.labels) // len(clusters.context) for clusters in scenes]
+    for name, tokens in zip(names, per_view, strict=True):
+        if tokens != per_view[0]:
+            raise DataError(
+                f"scene {name}: stored clusters of {tokens} tokens a view, those of scene "
+                f"{names[0]} of {per_view[0]}; make them anew, all for one size of the views"
+            )
+    labels = np.full((len(scenes), views * per_view[0]), -1, dtype=np.int64)
+    most = max(len(clusters.anchors) for clusters in scenes)
+    anchors = np.zeros((len(scenes), most), dtype=np.int64)
+    for row, clusters in enumerate(scenes):
+        labels[row, : len(clusters.labels)] = clusters.labels
+        anchors[row, : len(clusters.anchors)] = clusters.anchors
+    return {
+        "labels": torch.from_numpy(labels),
+        "anchors": torch.from_numpy(anchors),
+        "num_clusters": torch.tensor([len(clusters.anchors) for clusters in scenes]),
+        "encoder": [clusters.encoder for clusters in scenes],
     }

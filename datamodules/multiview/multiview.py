@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from datamodules.multiview.poses import PoseRule
 from datamodules.multiview.readers.detection import Format
 from datamodules.multiview.readers.protocol import SceneSplit
 from datamodules.multiview.scene_filter import SceneFilter
+from datamodules.multiview.stored_clusters import ClusterFolder
 from datamodules.multiview.view_sampler import ViewSampler, ViewSampling, training_steps
 from datamodules.multiview.view_splits import EvaluationViews, TrainingViews
 
@@ -66,6 +68,8 @@ class MultiviewRays(LightningDataModule):
         num_workers: loading processes for each loader; 0 loads in the training process. The
             batches do not depend on it.
         augmentation: exact changes of training scenes; all off by default.
+        clusters: folder of stored clusters, <clusters>/<scene>/metadata.json as released with
+            CLiFT, which fix the context views of training samples; none draws those.
         on_error: raise stops at an unusable training scene; skip takes the next good one.
         max_skipped_share: largest share of the training scenes that may be skipped.
         cache_decoded_mb: splits that need no more memory than this are decoded once.
@@ -103,6 +107,7 @@ class MultiviewRays(LightningDataModule):
         eval_batch_size: int = 8,
         num_workers: int = 0,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - frozen
+        clusters: Path | None = None,
         on_error: Literal["raise", "skip"] = "raise",
         max_skipped_share: float = 0.01,
         cache_decoded_mb: int = 512,
@@ -131,6 +136,7 @@ class MultiviewRays(LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.augmentation = augmentation
+        self.clusters = None if clusters is None else Path(clusters)
         self.on_error = on_error
         self.max_skipped_share = max_skipped_share
         self.cache_decoded_mb = cache_decoded_mb
@@ -213,20 +219,11 @@ class MultiviewRays(LightningDataModule):
             world_size=world_size,
             shuffle=not overfit,
         )
-        dataset = TrainingViews(
-            self._data.training_source,
-            self._data.training_positions,
-            sampler=ViewSampler(
-                resolve_sampling(self, self._data.layout), self.context_views, self.target_views
-            ),
-            steps=training_steps(sampler, trainer),
-            rule=self.pose_normalisation,
-            augmentation=Augmentation() if overfit else self.augmentation,
-            context_views=self.context_views[1],
-            hold_out_every=self._data.hold_out_every,
-            seed=self.seed,
-            faults=FaultPolicy(self.on_error, self.max_skipped_share),
-        )
+        stored = None if self.clusters is None else ClusterFolder(self.clusters)
+        if stored is not None and self.on_error == "raise":
+            stored.check(self.training_scenes)
+        augmentation = Augmentation() if overfit else self.augmentation
+        dataset = self.training_views(training_steps(sampler, trainer), augmentation, stored)
         return ResumableLoader(
             dataset,
             sampler,
@@ -234,6 +231,36 @@ class MultiviewRays(LightningDataModule):
             pin_memory=self._pin_memory,
             trainer=trainer,
         )
+
+    def training_views(
+        self,
+        steps: Callable[[int, int], int],
+        augmentation: Augmentation,
+        clusters: ClusterFolder | None,
+    ) -> TrainingViews:
+        """Training split, see ``TrainingViews``."""
+        return TrainingViews(
+            self._data.training_source,
+            self._data.training_positions,
+            sampler=ViewSampler(
+                resolve_sampling(self, self._data.layout), self.context_views, self.target_views
+            ),
+            steps=steps,
+            rule=self.pose_normalisation,
+            augmentation=augmentation,
+            context_views=self.context_views[1],
+            hold_out_every=self._data.hold_out_every,
+            seed=self.seed,
+            faults=FaultPolicy(self.on_error, self.max_skipped_share),
+            clusters=clusters,
+        )
+
+    @property
+    def training_scenes(self) -> list[str]:
+        """Names of the training scenes, in the order of ``index`` in their batches."""
+        data = self._data
+        names = data.training_source.reader.names
+        return [names[position] for position in data.training_positions.tolist()]
 
     def _ordered(self, dataset: EvaluationViews | CameraPaths) -> OrderedLoader:
         rank, world_size = rank_and_world_size(self.trainer)

@@ -6,7 +6,7 @@ quaternions are (V, 4), real part first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,21 @@ PoseRule = Literal["re10k", "dl3dv"]
 """How the world of a scene is placed and scaled, see ``normalise_poses``."""
 
 _MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
+class NormalisedPoses(NamedTuple):
+    """Poses in the normalised world of a scene.
+
+    Attributes:
+        context: (C, 4, 4).
+        target: (T, 4, 4).
+        similarity: (4, 4) from the world given to the normalised one, for points; see
+            ``move_poses`` for other cameras.
+    """
+
+    context: NDArray[np.float64]
+    target: NDArray[np.float64]
+    similarity: NDArray[np.float64]
 
 
 def quaternions(rotations: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,7 +107,7 @@ def normalise_poses(
     rule: PoseRule,
     *,
     target_scales: bool = True,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> NormalisedPoses:
     """Put the mean context camera at the origin and scale the cameras into the unit cube.
 
     Args:
@@ -105,16 +120,30 @@ def normalise_poses(
             path leaves the context as it is.
 
     Returns:
-        The poses (C, 4, 4) and (T, 4, 4) in the new world. Cameras that all share one place keep
+        The poses in the new world, and the way there. Cameras that all share one place keep
         their scale.
     """
     mean = _mean_quaternion_pose(context) if rule == "re10k" else _mean_axes_pose(context)
-    moved = np.linalg.inv(mean) @ np.concatenate([context, target])
+    similarity = np.linalg.inv(mean).astype(np.float64)
+    moved = similarity @ np.concatenate([context, target])
     scaled_by = moved if rule == "re10k" and target_scales else moved[: len(context)]
     extent = np.abs(scaled_by[:, :3, 3]).max()
     if extent > 1e-9:
         moved[:, :3, 3] /= extent
-    return moved[: len(context)], moved[len(context) :]
+        similarity[:3] /= extent
+    return NormalisedPoses(moved[: len(context)], moved[len(context) :], similarity)
+
+
+def move_poses(poses: NDArray[np.float64], similarity: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cameras (..., 4, 4) of one world as they stand in another, rotations staying rotations.
+
+    Args:
+        poses: (..., 4, 4).
+        similarity: (4, 4) between the worlds: rotation, positive scale and translation of points.
+    """
+    moved: NDArray[np.float64] = similarity @ poses
+    moved[..., :3, :3] /= np.cbrt(np.linalg.det(similarity[:3, :3]))
+    return moved
 
 
 def mirror_poses(poses: NDArray[np.float64]) -> NDArray[np.float64]:

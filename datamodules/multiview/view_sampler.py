@@ -149,8 +149,42 @@ class ViewSampler:
             context = tuple(_pick(generator, part, 1)[0] for part in parts)
         else:
             context = self._one_of_each_group(frames, generator, scene)
-        others = np.setdiff1d(frames, np.array(context))
-        return ChosenViews(context, _pick(generator, others, self._target_views))
+        return self._with_targets(context, frames, generator)
+
+    def draw_targets(
+        self, frames: NDArray[np.int64], context: tuple[int, ...], generator: Generator, scene: str
+    ) -> ChosenViews:
+        """Choose the targets of a sample whose context views are given.
+
+        Args:
+            frames: (F,) positions of the frames that training may use, rising.
+            context: frames of the context views.
+            generator: keyed by the sample.
+            scene: name of the scene, for messages.
+
+        Raises:
+            SampleError: if there is no frame to render.
+        """
+        if self._sampling.mode == "bounded":
+            frames = frames[(frames >= min(context)) & (frames <= max(context))]
+        elif not len(np.setdiff1d(frames, np.array(context))):
+            frames = frames[:0]
+        if not len(frames):
+            raise SampleError(
+                f"scene {scene}: no training frame to render from its context views {context}; "
+                "leave it out"
+            )
+        return self._with_targets(context, frames, generator)
+
+    def _with_targets(
+        self, context: tuple[int, ...], frames: NDArray[np.int64], generator: Generator
+    ) -> ChosenViews:
+        """Targets among the frames, which in bounded mode are those between the outer contexts."""
+        unseen = np.setdiff1d(frames, np.array(context))
+        bounded = self._sampling.mode == "bounded"
+        if bounded and (self._sampling.targets == "span" or not len(unseen)):
+            return ChosenViews(context, _pick(generator, frames, self._target_views, repeat=True))
+        return ChosenViews(context, _pick(generator, unseen, self._target_views))
 
     def _bounded(
         self, frames: NDArray[np.int64], count: int, step: int, generator: Generator
@@ -166,10 +200,7 @@ class ViewSampler:
         else:
             inner = sorted(_pick(generator, span[1:-1], count - 2))
             context = (int(span[0]), *inner, int(span[-1]))
-        unseen = np.setdiff1d(span, np.array(context))
-        if self._sampling.targets == "unseen" and len(unseen):
-            return ChosenViews(context, _pick(generator, unseen, self._target_views))
-        return ChosenViews(context, _pick(generator, span, self._target_views, repeat=True))
+        return self._with_targets(context, span, generator)
 
     def _one_of_each_group(
         self, frames: NDArray[np.int64], generator: Generator, scene: str

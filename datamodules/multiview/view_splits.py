@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from datamodules.multiview.batch import MultiviewBatch
     from datamodules.multiview.evaluation_index import Entry
     from datamodules.multiview.poses import PoseRule
-    from datamodules.multiview.view_sampler import TrainingSteps, ViewSampler
+    from datamodules.multiview.readers.protocol import Cameras
+    from datamodules.multiview.stored_clusters import ClusterFolder, SceneClusters
+    from datamodules.multiview.view_sampler import ChosenViews, ViewSampler
     from datamodules.multiview.view_source import ViewSource
 
 
@@ -33,13 +35,14 @@ class TrainingViews(Dataset["MultiviewBatch"]):
         source: the scenes.
         positions: (N,) positions in the source that are trained on.
         sampler: draws the views.
-        steps: number of the training step of a sample.
+        steps: number of the training step of a sample (index, epoch).
         rule: how poses are normalised.
         augmentation: changes of the scenes.
         context_views: context views are filled up to this many.
         hold_out_every: frames of captures kept for evaluation, see ``held_out_frames``.
         seed: key of all draws, with epoch and sample.
         faults: what happens at unusable scenes.
+        clusters: stored clusters, which fix the context views of every sample; None draws them.
     """
 
     def __init__(
@@ -48,16 +51,18 @@ class TrainingViews(Dataset["MultiviewBatch"]):
         positions: NDArray[np.int64],
         *,
         sampler: ViewSampler,
-        steps: TrainingSteps,
+        steps: Callable[[int, int], int],
         rule: PoseRule,
         augmentation: Augmentation,
         context_views: int,
         hold_out_every: int,
         seed: int,
         faults: FaultPolicy,
+        clusters: ClusterFolder | None = None,
     ) -> None:
         self._source = source
         self._positions = positions
+        self._clusters = clusters
         self._sampler = sampler
         self._steps = steps
         self._rule: PoseRule = rule
@@ -114,11 +119,26 @@ class TrainingViews(Dataset["MultiviewBatch"]):
         name = self._source.reader.names[position]
         generator = keyed_generator(self._seed, epoch, index)
         cameras = self._source.cameras(position)
-        free = np.flatnonzero(~held_out_frames(cameras.held_out, self._hold_out_every))
-        context, target = self._sampler.draw(free, step, generator, name)
+        (context, target), clusters = self._choose(name, cameras, step, generator)
         views = self._source.views(position, (*context, *target), cameras)
         views = self._augmentation.apply(views, generator)
-        return normalised_sample(views, len(context), self._rule, index, name)
+        sample = normalised_sample(views, len(context), self._rule, index, name)
+        return sample._replace(clusters=clusters)
+
+    def _choose(
+        self, name: str, cameras: Cameras, step: int, generator: torch.Generator
+    ) -> tuple[ChosenViews, SceneClusters | None]:
+        """Views of a sample, and the clusters of its context's tokens if they are stored."""
+        free = np.flatnonzero(~held_out_frames(cameras.held_out, self._hold_out_every))
+        if self._clusters is None:
+            return self._sampler.draw(free, step, generator, name), None
+        stored = self._clusters.draw(name, generator)
+        if max(stored.context) >= len(cameras):
+            raise SampleError(
+                f"{self._clusters.file(name)}: names frame {max(stored.context)}, the scene has "
+                f"{len(cameras)}; use the clusters that were made for this data"
+            )
+        return self._sampler.draw_targets(free, stored.context, generator, name), stored
 
     def _skip(self, index: int, error: SampleError) -> None:
         self._skipped[index] = True

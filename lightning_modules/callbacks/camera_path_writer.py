@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
+from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_modules.animation import HOW_TO_GET_MP4, check_speed, write_animation
 from lightning_modules.callbacks.run_checkpoint import is_trial
 from lightning_modules.clift import Clift
-from lightning_modules.pictures import to_pil, write_png
 from models.clift.scene_file import StoredScene, network_identity, save_scene
 
 
 class CameraPathWriter(BasePredictionWriter):
     """Writes ``<run>/predictions/<scene>/``: frames, an animation and the scene's tokens.
 
-    ``frame-0000.png`` and on, ``path.gif``, and ``scene.safetensors``, from which
-    `models.clift.scene_file.load_scene` makes other views later without the pictures.
+    ``frame-0000.png`` and on, ``path.gif`` (and ``path.mp4`` where imageio-ffmpeg is installed),
+    and ``scene.safetensors``, from which ``python -m lightning_modules.scene_rendering`` makes
+    other views later without the pictures.
 
     Args:
         folder: Name of the folder in the run directory.
@@ -37,14 +37,12 @@ class CameraPathWriter(BasePredictionWriter):
         self, folder: str = "predictions", frames_per_second: float = 15.0, half: bool = False
     ) -> None:
         super().__init__(write_interval="batch")
-        if not 0 < frames_per_second <= 50:
-            raise ValueError(
-                f"frames_per_second={frames_per_second}: must be in (0, 50], as in GIF"
-            )
+        check_speed(frames_per_second)
         self.folder = folder
         self.frames_per_second = frames_per_second
         self.half = half
         self._identity = ""
+        self._told = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Identify the network, whose tokens no other can render."""
@@ -70,21 +68,12 @@ class CameraPathWriter(BasePredictionWriter):
             safe = re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "scene"
             folder = Path(trainer.default_root_dir) / self.folder / safe
             shown = batch["target"]["valid"][row]
-            self._write_frames(folder, prediction["image"][row][shown])
+            frames = prediction["image"][row][shown]
+            if not write_animation(folder, frames, self.frames_per_second) and not self._told:
+                rank_zero_info(HOW_TO_GET_MP4)
+                self._told = True
             stored = _stored_scene(prediction, batch, row, self._identity)
             save_scene(folder / "scene.safetensors", stored, self.half)
-
-    def _write_frames(self, folder: Path, frames: Tensor) -> None:
-        pictures = [to_pil(frame) for frame in frames.float().cpu() * 2 - 1]
-        for number, picture in enumerate(pictures):
-            write_png(picture, folder / f"frame-{number:04d}.png")
-        for surplus in folder.glob("frame-*.png"):  # of an earlier, longer path
-            if int(surplus.stem.removeprefix("frame-")) >= len(pictures):
-                surplus.unlink()
-        first, *others = pictures
-        duration = round(1000 / self.frames_per_second)
-        options: dict[str, Any] = {"append_images": others, "duration": duration, "loop": 0}
-        first.save(folder / "path.gif", save_all=True, **options)
 
 
 def _stored_scene(
@@ -100,8 +89,7 @@ def _stored_scene(
         pose=context["pose"][row][shown],
         intrinsics=context["intrinsics"][row][shown],
         distortion=context["distortion"][row][shown],
-        # The batch holds normalised poses only, so other cameras have to be normalised too.
-        normalisation=torch.eye(4),
+        normalisation=batch["normalisation"][row],
         height=height,
         width=width,
         network=identity,

@@ -63,9 +63,9 @@ class ReductionTable(Callback):
         shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
         coverage: float = 0.4,
         methods: tuple[str, ...] | None = None,
-        train_images: int = 2048,
-        reconstructor_steps: int = 300,
-        reader_steps: int = 300,
+        train_images: int = 1024,
+        reconstructor_steps: int = 120,
+        reader_steps: int = 150,
     ) -> None:
         if not shares or not all(0 < share <= 1 for share in shares) or min(shares) == 1:
             raise ValueError(f"shares={shares}: must be shares in (0, 1], one below 1")

@@ -30,8 +30,7 @@ from lightning_modules.rate_distortion import (
 from models.clift.baselines import copy_nearest, mean_context, warp_plane
 from models.clift.clift import SceneTokens
 from models.clift.cost import render_macs
-from models.clift.rays import view_directions
-from models.clift.selection import nearest_tokens, score_tokens
+from models.clift.selection import nearest_tokens, score_for_views
 
 _NAMES: dict[Storage, str] = {
     "random": "random tokens",
@@ -43,8 +42,6 @@ _ALL, _NEAREST = "all tokens", "all tokens, nearest to the view"
 _COPY, _MEAN, _PLANE = "nearest view copied", "mean of the views", "nearest view warped by a plane"
 # Columns of the terminal that the table needs.
 _WIDTH = 120
-# Rays of a coarse grid over a target view by which tokens are chosen, and the margin around it.
-_CELLS, _MARGIN = 16, 8
 
 
 class _Case(NamedTuple):
@@ -143,15 +140,8 @@ class TokenBudgets(Callback):
         total = encoded.tokens.shape[1]
         everything = SceneTokens(*encoded)
         self._render(module, _Case(_ALL, 1.0, 1.0), everything, batch, scenes)
-        targets = batch["target"]
-        height, width = self._image_size
-        stride, cells = max(height, width) // _CELLS, _CELLS + _MARGIN
-        directions = view_directions(
-            targets["intrinsics"], targets["pose"], height, width, stride, cells
-        )
-        cameras = targets["pose"][..., :3, 3]
-        with torch.autocast(module.device.type, enabled=False):  # angles need their digits
-            scores = score_tokens(encoded.rays, encoded.camera, directions, cameras)
+        cameras = (batch["target"]["intrinsics"], batch["target"]["pose"])
+        scores = score_for_views(encoded.rays, encoded.camera, *cameras, *self._image_size)
         for share in self.view_shares:
             keep = max(1, int(total * share))
             positions = nearest_tokens(scores, keep, encoded.valid[:, None])

@@ -180,36 +180,46 @@ class ReductionStudy:
         advance: Callable[[], None] = lambda: None,
     ) -> list[ReductionRow]:
         """Train a method's judges, and rate it at every share."""
-        reconstructor = self._fit_reconstructor(reduce, advance)
-        reader = self._fit_own_reader(reduce, full.reader, advance)
+        train, test = (self._reduce_all(images, reduce) for images in (self.train, self.test))
+        reconstructor = self._fit_reconstructor(train, advance)
+        reader = self._fit_own_reader(train, full.reader, advance)
+        judges = _Judges(full, reconstructor, reader)
         return [
-            self._row(name, reduce, share, full, reconstructor, reader)
-            for share in self.settings.shares
+            self._row(name, share, train[place], test[place], judges)
+            for place, share in enumerate(self.settings.shares)
         ]
 
     def _count(self, share: float) -> int:
         return max(1, round(share * self._length))
 
+    @torch.no_grad()
+    def _reduce_all(self, images: StudyImages, reduce: Baseline) -> list[Reduced]:
+        """Reductions of all images, one for each share; done once, they are used many times."""
+        parts: list[list[Reduced]] = [[] for _ in self.settings.shares]
+        device = images.tokens.device
+        for chosen in torch.split(torch.arange(len(images.tokens)), _BATCH):
+            inputs = images.grid_of(chosen.to(device), self.grid)
+            for place, share in enumerate(self.settings.shares):
+                noise = torch.Generator(device).manual_seed(int(chosen[0]) * 1000 + place)
+                parts[place].append(reduce(inputs, self._count(share), noise))
+        return [_joined(part) for part in parts]
+
     def _drawn(
-        self, reduce: Baseline, positions: Tensor, generator: torch.Generator
-    ) -> tuple[BaselineInput, Reduced]:
-        """Reduce training images to a share drawn for the batch, evenly over the logarithm."""
-        least, most = min(self.settings.shares), max(s for s in self.settings.shares if s < 1)
-        chance = float(torch.rand((), generator=generator, device=generator.device))
-        count = self._count(least * (most / least) ** chance)
-        inputs = self.train.grid_of(positions, self.grid)
-        with torch.no_grad():
-            return inputs, reduce(inputs, count, generator)
+        self, reductions: list[Reduced], positions: Tensor, generator: torch.Generator
+    ) -> Reduced:
+        """Reductions of some training images to a share below 1 that is drawn for the batch."""
+        places = [place for place, share in enumerate(self.settings.shares) if share < 1]
+        chosen = torch.randint(len(places), (), generator=generator, device=generator.device)
+        return _rows(reductions[places[int(chosen)]], positions)
 
     def _fit_reconstructor(
-        self, reduce: Baseline, advance: Callable[[], None]
+        self, reductions: list[Reduced], advance: Callable[[], None]
     ) -> TokenReconstructor:
-        with torch.inference_mode(False):
-            network = copy.deepcopy(self._reconstructor).requires_grad_(True)
+        network = copy.deepcopy(self._reconstructor).requires_grad_(True)
 
         def loss_of(positions: Tensor, generator: torch.Generator) -> Tensor:
-            inputs, reduced = self._drawn(reduce, positions, generator)
-            return self._squared_error(network, inputs.tokens, reduced).mean()
+            reduced = self._drawn(reductions, positions, generator)
+            return self._squared_error(network, self.train.tokens[positions], reduced).mean()
 
         count = len(self.train.tokens)
         fit_network(network, count, loss_of, self.settings.reconstructor, advance, self.half)
@@ -231,13 +241,12 @@ class ReductionStudy:
         return error
 
     def _fit_own_reader(
-        self, reduce: Baseline, start: RegionReader, advance: Callable[[], None]
+        self, reductions: list[Reduced], start: RegionReader, advance: Callable[[], None]
     ) -> RegionReader:
-        with torch.inference_mode(False):
-            reader = copy.deepcopy(start).requires_grad_(True)
+        reader = copy.deepcopy(start).requires_grad_(True)
 
         def kept(positions: Tensor, generator: torch.Generator) -> ReadTokens:
-            _, reduced = self._drawn(reduce, positions, generator)
+            reduced = self._drawn(reductions, positions, generator)
             return ReadTokens(reduced.tokens, reduced.positions)
 
         fit_reader(reader, self.train.region, kept, self.settings.reader, advance)
@@ -245,51 +254,52 @@ class ReductionStudy:
 
     @torch.no_grad()
     def _row(
-        self,
-        name: str,
-        reduce: Baseline,
-        share: float,
-        full: FullProbes,
-        reconstructor: TokenReconstructor,
-        reader: RegionReader,
+        self, name: str, share: float, train: Reduced, test: Reduced, judges: _Judges
     ) -> ReductionRow:
-        count = self._count(share)
-        pooled, scenes = self._pooled(self.train, reduce, count), self.train.scene
-        own_scene = SceneProbe(pooled, scenes, self._scenes)
+        own_scene = SceneProbe(train.tokens.mean(1), self.train.scene, self._scenes)
         sums = _Sums()
-        for chosen in torch.split(torch.arange(len(self.test.tokens)), _BATCH):
-            positions = chosen.to(self.test.tokens.device)
-            inputs = self.test.grid_of(positions, self.grid)
-            reduced = reduce(inputs, count, self._noise(chosen))
+        for positions in torch.split(torch.arange(len(self.test.tokens)), _BATCH):
+            positions = positions.to(self.test.tokens.device)
+            reduced, tokens = _rows(test, positions), self.test.tokens[positions]
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.half):
+                error = self._squared_error(judges.reconstructor, tokens, reduced)
+            sums.add("nmse", error.sum(1), tokens.square().mean(-1).sum(1))
             read = ReadTokens(reduced.tokens, reduced.positions)
             region, scene = self.test.region[positions], self.test.scene[positions]
-            with torch.autocast(inputs.tokens.device.type, torch.bfloat16, enabled=self.half):
-                error = self._squared_error(reconstructor, inputs.tokens, reduced)
-            sums.add("nmse", error.sum(1), inputs.tokens.square().mean(-1).sum(1))
-            sums.add("ocr", *read_rightly(full.reader, read, region))
-            sums.add("ocr_retrained", *read_rightly(reader, read, region))
+            sums.add("ocr", *read_rightly(judges.full.reader, read, region))
+            sums.add("ocr_retrained", *read_rightly(judges.reader, read, region))
             mean = reduced.tokens.mean(1)
             weights = area_weights(reduced, self._places)
             weighted = (weights[..., None] * reduced.tokens).sum(1)
             ones = torch.ones(len(positions))
-            sums.add("scene", full.scene(mean) == scene, ones)
-            sums.add("scene_area", full.scene(weighted) == scene, ones)
+            sums.add("scene", judges.full.scene(mean) == scene, ones)
+            sums.add("scene_area", judges.full.scene(weighted) == scene, ones)
             sums.add("scene_retrained", own_scene(mean) == scene, ones)
             if reduced.mask is not None:
                 text = self.test.item_token[positions] > 0
                 sums.add("text_recall", (text & reduced.mask).sum(1), text.sum(1))
-        return ReductionRow(name, share, count, **sums.estimates())
+        return ReductionRow(name, share, self._count(share), **sums.estimates())
 
-    def _pooled(self, images: StudyImages, reduce: Baseline, count: int) -> Tensor:
-        """Mean kept tokens (N, C)."""
-        parts = []
-        for chosen in torch.split(torch.arange(len(images.tokens)), _BATCH):
-            inputs = images.grid_of(chosen.to(images.tokens.device), self.grid)
-            parts.append(reduce(inputs, count, self._noise(chosen)).tokens.mean(1))
-        return torch.cat(parts)
 
-    def _noise(self, positions: Tensor) -> torch.Generator:
-        return torch.Generator(self.test.tokens.device).manual_seed(int(positions[0]))
+class _Judges(NamedTuple):
+    """What rates a method: the probes of all tokens, and what was trained for the method."""
+
+    full: FullProbes
+    reconstructor: TokenReconstructor
+    reader: RegionReader
+
+
+def _joined(parts: list[Reduced]) -> Reduced:
+    """Reductions of several batches as one."""
+    fields = zip(*parts, strict=True)
+    joined = (None if field[0] is None else torch.cat(list(field)) for field in fields)
+    return Reduced(*joined)  # type: ignore[arg-type]
+
+
+def _rows(reduced: Reduced, positions: Tensor) -> Reduced:
+    """Reductions of the images at positions (B,)."""
+    taken = (None if field is None else field[positions] for field in reduced)
+    return Reduced(*taken)  # type: ignore[arg-type]
 
 
 class _Sums:

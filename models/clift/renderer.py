@@ -86,6 +86,9 @@ class Decoder(nn.Module):
         if valid is not None and bool(valid.all()):
             valid = None
         layers = tuple(layer.multihead_attn.remember(tokens) for layer in self._layers())
+        if not torch.is_grad_enabled():
+            # One head after the other: every block of every view reads them, a tenth faster so.
+            layers = tuple(KeyValues(*(part.contiguous() for part in both)) for both in layers)
         return SceneMemory(layers, valid)
 
     def forward(self, queries: Tensor, memory: SceneMemory) -> Tensor:

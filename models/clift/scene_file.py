@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-_FORMAT, _VERSION = "quintet-clift-scene", "1"
+from models.clift.clift import Clift
+
+_FORMAT, _VERSION = "quintet-clift-scene", "2"
 _HALF_LIMIT = torch.finfo(torch.float16).max
 # Dimensions of each tensor: K tokens, C channels, V context views.
 _DIMENSIONS: dict[str, tuple[str | int, ...]] = {
@@ -74,6 +76,11 @@ def network_identity(network: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().view(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def encoder_identity(network: Clift) -> str:
+    """Identity of the part that stage 2 freezes, to which stored clusters belong."""
+    return network_identity(nn.ModuleList(network.encoder_modules()))
 
 
 def save_scene(path: Path, scene: StoredScene, half: bool = False) -> float:

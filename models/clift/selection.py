@@ -11,6 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from models.clift.rays import view_directions
+
+# Rays of the coarse grid across the longer side of a view, and how many more reach beyond it.
+_CELLS, _MARGIN = 16, 8
 _SAME_CAMERA = 1e-3
 _SAME_DIRECTION = 1e-6
 
@@ -102,6 +106,25 @@ def score_tokens(
         offset = (directions.gather(-2, nearest) - tokens).norm(dim=-1)
         angle = angle.masked_fill(same & (offset < _SAME_DIRECTION), 0)
     return angle + camera_weight * apart.square().mean(-1).sqrt()
+
+
+def score_for_views(
+    rays: Tensor, camera: Tensor, intrinsics: Tensor, pose: Tensor, height: int, width: int
+) -> Tensor:
+    """Scores (..., T, S) of stored tokens for target views, in float32 whatever autocast says.
+
+    Args:
+        rays: (..., S, 6) Plücker rays of the tokens.
+        camera: (..., S, 3) camera of each token.
+        intrinsics: (..., T, 4) of the views, in pixels.
+        pose: (..., T, 4, 4) of the views.
+        height: Rows of a view.
+        width: Columns of a view.
+    """
+    stride = max(height, width) // _CELLS
+    with torch.autocast(pose.device.type, enabled=False):  # angles need their digits
+        grid = view_directions(intrinsics, pose, height, width, stride, _CELLS + _MARGIN)
+        return score_tokens(rays, camera, grid, pose[..., :3, 3])
 
 
 def nearest_tokens(scores: Tensor, keep: int, valid: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from datamodules.multiview.poses import (
     interpolate_poses,
     mirror_poses,
+    move_poses,
     normalise_poses,
     quaternions,
     rotation_matrices,
@@ -33,7 +34,7 @@ def test_normalised_poses_equal_the_released_codes(case: str) -> None:
     tensors = load_file(GOLDENS / f"{case}.safetensors")
     context, target = (tensors[f"{name}_c2w"].astype(np.float64) for name in ("context", "target"))
     normalised = normalise_poses(context, target, rule)
-    for name, poses in zip(("context", "target"), normalised, strict=True):
+    for name, poses in zip(("context", "target"), normalised[:2], strict=True):
         np.testing.assert_allclose(poses, tensors[f"{name}_c2w_norm"], atol=1e-5, rtol=0)
     if rule == "re10k":
         expected = tensors["context_quaternions"]
@@ -56,8 +57,8 @@ def test_normalised_worlds_do_not_depend_on_the_world_given(rule: str) -> None:
     moved = other @ poses
     moved[:, :3, 3] *= 9
     for one, two in zip(
-        normalise_poses(poses[:4], poses[4:], rule),  # type: ignore[arg-type]
-        normalise_poses(moved[:4], moved[4:], rule),  # type: ignore[arg-type]
+        normalise_poses(poses[:4], poses[4:], rule)[:2],  # type: ignore[arg-type]
+        normalise_poses(moved[:4], moved[4:], rule)[:2],  # type: ignore[arg-type]
         strict=True,
     ):
         # The mean of quaternions turns with the world only to third order in their spread.
@@ -68,7 +69,7 @@ def test_normalised_worlds_do_not_depend_on_the_world_given(rule: str) -> None:
 def test_cameras_in_one_place_stay_finite(rule: str) -> None:
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, :3, 3] = (1, 2, 3)
-    context, target = normalise_poses(poses[:2], poses[2:], rule)  # type: ignore[arg-type]
+    context, target, _ = normalise_poses(poses[:2], poses[2:], rule)  # type: ignore[arg-type]
     np.testing.assert_allclose(context, np.tile(np.eye(4), (2, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(target, np.eye(4)[None], atol=1e-12)
 
@@ -78,7 +79,7 @@ def test_opposite_cameras_stay_finite(rule: str) -> None:
     poses = np.tile(np.eye(4), (2, 1, 1))
     poses[1, :3, :3] = np.diag([-1.0, 1, -1])
     poses[1, :3, 3] = (1, 0, 0)
-    context, _ = normalise_poses(poses, poses[:0], rule)  # type: ignore[arg-type]
+    context = normalise_poses(poses, poses[:0], rule).context  # type: ignore[arg-type]
     assert np.isfinite(context).all()
     np.testing.assert_allclose(np.linalg.det(context[:, :3, :3]), 1)
 
@@ -86,10 +87,34 @@ def test_opposite_cameras_stay_finite(rule: str) -> None:
 def test_a_path_leaves_the_context_as_it_is() -> None:
     poses = np.tile(np.eye(4), (3, 1, 1))
     poses[:, 0, 3] = (-1, 1, 100)
-    context, far = normalise_poses(poses[:2], poses[2:], "re10k", target_scales=False)
+    context, far, _ = normalise_poses(poses[:2], poses[2:], "re10k", target_scales=False)
     np.testing.assert_allclose(context[:, 0, 3], (-1, 1))
     assert far[0, 0, 3] == pytest.approx(100)
     assert normalise_poses(poses[:2], poses[2:], "re10k")[1][0, 0, 3] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("target_scales", [True, False])
+@pytest.mark.parametrize("rule", ["re10k", "dl3dv"])
+def test_the_similarity_brings_points_and_cameras_of_the_world_along(
+    rule: str, target_scales: bool
+) -> None:
+    generator = np.random.default_rng(4)
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    poses[:, :3, :3], poses[:, :3, 3] = rotations(6), 5 + 9 * generator.standard_normal((6, 3))
+    context, target, similarity = normalise_poses(
+        poses[:4],
+        poses[4:],
+        rule,  # type: ignore[arg-type]
+        target_scales=target_scales,
+    )
+    np.testing.assert_allclose(move_poses(poses[4:], similarity), target, atol=1e-12)
+    np.testing.assert_allclose(move_poses(poses[:4], similarity), context, atol=1e-12)
+    # A point in front of a camera stays on its pixel: same direction in the camera's own axes.
+    point = np.array([1.0, 2, 3, 1])
+    before = np.linalg.inv(poses[0]) @ point
+    after = np.linalg.inv(context[0]) @ (similarity @ point)
+    np.testing.assert_allclose(after[:2] / after[2], before[:2] / before[2], atol=1e-9)
+    np.testing.assert_array_equal(similarity[3], (0, 0, 0, 1))
 
 
 def test_mirroring_twice_gives_the_pose_back() -> None:

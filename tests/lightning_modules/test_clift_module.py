@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
@@ -90,6 +90,21 @@ def test_encoder_is_frozen_and_quiet_unless_faithful(room_cache: Path, tmp_path:
     groups = tiny_condensing(renderer_rate=0.5).parameter_groups()
     assert {group["lr"] for group in groups} == {0.004, 0.002, 0.001}
     assert OPTIMISATION.lr == 0.002
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_encoder_keeps_its_mode_from_the_first_step_on(
+    faithful: bool, room_cache: Path, tmp_path: Path
+) -> None:
+    class Modes(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:  # noqa: ANN401
+            network = pl_module.network
+            seen.append((network.encoder.training, network.decoder.training))
+
+    seen: list[tuple[bool, bool]] = []
+    trainer = tiny_trainer(tmp_path, 6, callbacks=[Modes()], val_check_interval=2)
+    trainer.fit(tiny_condensing(faithful_dropout=faithful), rooms(room_cache))
+    assert seen == [(faithful, True)] * 6
 
 
 def test_loss_counts_both_terms(room_cache: Path) -> None:
@@ -185,7 +200,6 @@ def test_hyperparameters_load_without_code(room_cache: Path, tmp_path: Path) -> 
     assert isinstance(Clift(SHAPE), Clift)
 
 
-@pytest.mark.filterwarnings("ignore:Couldn't infer the batch indices")
 def test_table_pictures_and_files_of_a_test(room_cache: Path, tmp_path: Path) -> None:
     callbacks = [TokenBudgets((0.25,), (0.5,)), RenderedViews((0.25,)), CameraPathWriter()]
     trainer = tiny_trainer(tmp_path, 1, callbacks=callbacks)

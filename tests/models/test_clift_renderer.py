@@ -285,3 +285,19 @@ def test_graphics_card_gives_the_clusters_and_pictures_of_the_processor(shape: C
     assert torch.equal(first[1], processor[1])
     assert_close(first[2], processor[2], atol=1e-4, rtol=0)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@SHAPES
+def test_memory_for_evaluation_is_laid_out_by_head_and_holds_the_same(shape: CliftShape) -> None:
+    model = small_clift(shape)
+    tokens, rays = scene_tokens(2, 20), random_rays(2, 3, 16)
+    training = model.remember(tokens)
+    pictures = model.render_memory(training, rays)
+    with torch.no_grad():
+        memory = model.remember(tokens)
+        assert_close(model.render_memory(memory, rays), pictures.detach(), **SAME)
+    for ours, theirs in zip(memory.layers, training.layers, strict=True):
+        assert ours.keys.is_contiguous()
+        assert ours.values.is_contiguous()
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)

@@ -108,7 +108,7 @@ def test_tensors_that_do_not_fit_are_named_at_both_ends(
     with pytest.raises(ValueError, match=message):
         save_scene(path, replace(scene(), **{name: value}))
     save_scene(path, scene())
-    header = {"format": "quintet-clift-scene", "version": "1"}
+    header = {"format": "quintet-clift-scene", "version": "2"}
     save_file(load_file(path) | {name: value}, path, header)
     with pytest.raises(ValueError, match=message) as caught:
         load_scene(path)
@@ -120,11 +120,11 @@ def test_other_files_are_no_scenes(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"room.safetensors: no such file"):
         load_scene(path)
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="no scene of CLiFT, version 1"):
+    with pytest.raises(ValueError, match="no scene of CLiFT, version 2"):
         load_scene(path)
     save_scene(path, scene())
     whole = path.read_bytes()
-    header = {"format": "quintet-clift-scene", "version": "1"}
+    header = {"format": "quintet-clift-scene", "version": "2"}
     save_file(load_file(path), path, header)
     with pytest.raises(ValueError, match="its size, network or notes cannot be read"):
         load_scene(path)

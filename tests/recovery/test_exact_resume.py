@@ -18,6 +18,20 @@ trainer:
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
+_TINY_CLIFT = [
+    "--data.procedural_scenes=[8,2]",
+    "--data.cache_dir=rooms",
+    "--data.batch_size=2",
+    "--data.target_views=2",
+    "--model.shape.width=32",
+    "--model.shape.heads=2",
+    "--model.shape.dropout=0.1",
+    "--trainer.enable_model_summary=false",
+    "--trainer.max_steps=6",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+]
+
 # A method is one more row: its configuration, flags that make it tiny, the steps to resume from.
 METHODS = {
     "farmer": (
@@ -39,23 +53,43 @@ METHODS = {
         ],
         (1, 5),
     ),
-    "clift": (
+    "clift stage 1": (
+        CONFIGS / "clift/demo_stage1.yaml",
+        [*_TINY_CLIFT, "--model.subset_per=view"],
+        (3,),
+    ),
+    "clift stage 2": (
         CONFIGS / "clift/demo_stage2.yaml",
+        [*_TINY_CLIFT, "--model.faithful_dropout=true"],
+        (1, 5),
+    ),
+    "token reduction": (
+        CONFIGS / "token_reduction/demo.yaml",
         [
-            "--data.procedural_scenes=[8,2]",
-            "--data.cache_dir=rooms",
-            "--data.batch_size=2",
-            "--data.target_views=2",
-            "--model.shape.width=32",
-            "--model.shape.heads=2",
-            "--model.shape.dropout=0.1",
-            "--model.faithful_dropout=true",
-            "--trainer.enable_model_summary=false",
+            "--model.shape.layers=1",
+            "--model.statistics_images=32",
+            "--data.batch_size=8",
+            "--data.train_size=32",
+            "--data.val_size=16",
+            "--trainer.callbacks=null",
+            "--trainer.val_check_interval=4",
             "--trainer.max_steps=6",
             "--trainer.log_every_n_steps=1",
+            "--trainer.enable_model_summary=false",
             "--trainer.enable_progress_bar=false",
         ],
         (1, 5),
+    ),
+    # Clusters made once before training, whose views the data takes from then on.
+    "clift stage 2, cached clusters": (
+        CONFIGS / "clift/demo_stage2.yaml",
+        [
+            *_TINY_CLIFT,
+            "--data.augmentation={mirror: 0, permute_colours: 0, invert_colours: 0}",
+            "--data.clusters=clusters",
+            "--trainer.callbacks+=lightning_modules.callbacks.cluster_cache.ClusterCache",
+        ],
+        (3,),
     ),
 }
 

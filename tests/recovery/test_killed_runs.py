@@ -10,6 +10,7 @@ import pytest
 from calls import fit, write_tiny
 from comparison import assert_same_weights, final_state, rows
 from forked_calls import row_count, start
+from test_exact_resume import METHODS
 
 FLAGS = [
     "--trainer.accumulate_grad_batches=2",
@@ -55,6 +56,32 @@ def test_killed_three_times(workers: int, tmp_path: Path, monkeypatch: pytest.Mo
     assert_same_weights(reference, newest(folder))
     steps = [row["step"] for row in rows(newest(folder)) if row["train/loss"]]
     assert len(steps) == len(set(steps)), "no step may be logged twice"
+
+
+@pytest.mark.parametrize("method", ["clift stage 1", "clift stage 2"])
+def test_killed_run_of_a_method_ends_the_same(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, flags, _ = METHODS[method]
+    monkeypatch.chdir(tmp_path)
+    reference = fit(tmp_path, *flags, config=config)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    (folder / "rooms").symlink_to(tmp_path / "rooms")
+    hook = (
+        "import time\n"
+        "from lightning_modules.callbacks.step_seed import StepSeed\n"
+        "StepSeed.on_train_batch_end = lambda *_, **__: time.sleep(0.15)\n"
+    )
+    every = "--checkpoint.every_n_train_steps=1"
+    call = start(["fit", "--config", str(config), *flags, every], folder, hook)
+    call.kill(until=lambda: row_count(folder) >= 2)
+    run = (folder / "runs/latest").resolve()
+    assert 1 <= final_state(run)["global_step"] < 6
+    call = start(["fit", "--resume", "runs/latest"], folder)
+    assert call.finish() == 0, call.log.read_text()
+    assert_same_weights(reference, run)
+    assert rows(run) == rows(reference)
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
