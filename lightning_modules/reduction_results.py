@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_modules.metrics.bootstrap import Estimate
-from lightning_modules.metrics.reduction_study import ReductionRow
+from lightning_modules.metrics.reduction_row import ReductionRow
 from lightning_modules.pictures import draw_curves, write_png
 from lightning_modules.text_files import write_text
 
@@ -24,8 +24,8 @@ FIGURES: Mapping[str, tuple[str, bool, bool]] = {
     "ocr": ("OCR %", True, True),
     "ocr_retrained": ("OCR % retrained", True, True),
     "scene": ("scene %", True, True),
-    "scene_area": ("scene %, by area", True, True),
     "scene_retrained": ("scene % retrained", True, True),
+    "scene_area": ("scene % retrained, by area", True, True),
     "text_recall": ("text kept %", True, True),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from datamodules.documents.batch import DocumentBatch
 from lightning_modules.callbacks.run_checkpoint import is_trial
 from lightning_modules.metrics.adaptivity import Adaptivity, measure_adaptivity
+from lightning_modules.metrics.reduction_row import ReductionRow
 from lightning_modules.metrics.reduction_study import (
-    ReductionRow,
     ReductionStudy,
     StudyImages,
     StudySettings,
@@ -52,7 +52,8 @@ class ReductionTable(Callback):
         methods: Baselines that are rated; null takes all that the encoder allows.
         train_images: Training images for the judges.
         reconstructor_steps: Training of each method's reconstructor.
-        reader_steps: Training of each reader.
+        reader_steps: Training of the reader of all tokens; each method's own goes on from it for
+            a third of them.
 
     Raises:
         ValueError: If a number is out of range or a baseline unknown.
@@ -63,9 +64,9 @@ class ReductionTable(Callback):
         shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
         coverage: float = 0.4,
         methods: tuple[str, ...] | None = None,
-        train_images: int = 1024,
+        train_images: int = 1536,
         reconstructor_steps: int = 120,
-        reader_steps: int = 150,
+        reader_steps: int = 450,
     ) -> None:
         if not shares or not all(0 < share <= 1 for share in shares) or min(shares) == 1:
             raise ValueError(f"shares={shares}: must be shares in (0, 1], one below 1")
@@ -100,31 +101,23 @@ class ReductionTable(Callback):
         if not isinstance(pl_module, TokenReduction) or is_trial(trainer):
             return
         test = _on_all_ranks(trainer, self._test)
-        train = _on_all_ranks(trainer, self._encode_training(trainer, pl_module))
-        kinds = trainer.datamodule.kind_names  # type: ignore[attr-defined]
-        adaptivity = measure_adaptivity(pl_module.reducer, train, test, self.shares, kinds)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        data.setup("validate")
+        train, held_out = (
+            _on_all_ranks(trainer, _encode_all(trainer, pl_module, loader, self.train_images))
+            for loader in (data.train_eval_dataloader(), data.val_dataloader())
+        )
+        adaptivity = measure_adaptivity(
+            pl_module.reducer, held_out, test, self.shares, data.kind_names
+        )
         with torch.inference_mode(False):  # judges are trained
             rows = self._rate_all(trainer, pl_module, train, test)
         for row in rows:
-            for name in FIGURES:
-                estimate = getattr(row, name)
-                if row.method.startswith(SELECTOR) and estimate is not None:
-                    pl_module.log(f"test/{name}/{row.method}_{row.share:g}", estimate.value)
+            if row.method == SELECTOR and row.share < 1:
+                pl_module.log(f"test/nmse_{row.share:g}", row.nmse.value)
+                pl_module.log(f"test/ocr_{row.share:g}", row.ocr.value)
         if trainer.is_global_zero:
             self._report(trainer, rows, adaptivity)
-
-    def _encode_training(self, trainer: Trainer, module: TokenReduction) -> list[dict[str, Tensor]]:
-        """Training images for the judges, this rank's part."""
-        parts: list[dict[str, Tensor]] = []
-        left = -(-self.train_images // trainer.world_size)
-        for batch in trainer.datamodule.train_eval_dataloader():  # type: ignore[attr-defined]
-            with trainer.precision_plugin.forward_context():
-                batch = module.transfer_batch_to_device(batch, module.device, 0)
-                parts.append({name: v[:left] for name, v in _encode(module, batch).items()})
-            left -= len(parts[-1]["index"])
-            if left <= 0:
-                break
-        return parts
 
     def _rate_all(
         self,
@@ -166,7 +159,8 @@ class ReductionTable(Callback):
     def _settings(self) -> StudySettings:
         return StudySettings(
             ShortTraining(self.reconstructor_steps),
-            ShortTraining(self.reader_steps, batch_size=64, muon_lr=None),
+            ShortTraining(self.reader_steps, 64, 3e-3, None, 0.05),
+            ShortTraining(self.reader_steps // 3, 64, 1e-3, None, 0.05),
             self.shares,
         )
 
@@ -211,6 +205,22 @@ def _encode(module: TokenReduction, batch: DocumentBatch) -> dict[str, Tensor]:
     names = ("index", "kind", "region", "item_token", "scene", "complexity")
     labels: Mapping[str, Any] = batch
     return fields | {name: labels[name] for name in names}
+
+
+def _encode_all(
+    trainer: Trainer, module: TokenReduction, loader: Iterable[DocumentBatch], most: int
+) -> list[dict[str, Tensor]]:
+    """Features of a loader's images, at most so many on all ranks together."""
+    parts: list[dict[str, Tensor]] = []
+    left = -(-most // trainer.world_size)
+    for batch in loader:
+        with trainer.precision_plugin.forward_context():
+            batch = module.transfer_batch_to_device(batch, module.device, 0)
+            parts.append({name: v[:left] for name, v in _encode(module, batch).items()})
+        left -= len(parts[-1]["index"])
+        if left <= 0:
+            break
+    return parts
 
 
 def _study_images(module: TokenReduction, fields: dict[str, Tensor]) -> StudyImages:

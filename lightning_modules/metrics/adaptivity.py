@@ -18,7 +18,7 @@ class Adaptivity(NamedTuple):
     """Threshold mode, calibrated for one mean share.
 
     Attributes:
-        share: The share it was calibrated for, on training images.
+        share: The share it was calibrated for, on other images.
         threshold: Score above which a token is kept.
         keep: Share kept of the test images, the mean over them.
         keep_std: Its deviation over images.
@@ -46,21 +46,23 @@ class Adaptivity(NamedTuple):
 @torch.no_grad()
 def measure_adaptivity(
     reducer: TokenReducer,
-    train: Mapping[str, Tensor],
+    held_out: Mapping[str, Tensor],
     test: Mapping[str, Tensor],
     shares: Sequence[float],
     kind_names: Sequence[str],
 ) -> list[Adaptivity]:
-    """Calibrate a threshold for each share on training images, and apply it to test images.
+    """Calibrate a threshold for each share on held-out images, and apply it to test images.
+
+    Training images would not do: what a selector has seen it keeps differently.
 
     Args:
         reducer: Trained.
-        train: ``tokens`` (N, L, C) raw.
+        held_out: ``tokens`` (N, L, C) raw.
         test: ``tokens``, ``kind`` (N,) with -1 for unknown, and ``complexity`` (N,).
         shares: Retained shares; 1 is left out.
         kind_names: Names of the kinds.
     """
-    known = _scores(reducer, train["tokens"]).flatten()
+    known = _scores(reducer, held_out["tokens"]).flatten()
     scores = _scores(reducer, test["tokens"])  # (N, L)
     rows = []
     for share in shares:

@@ -8,7 +8,7 @@ Letters in shape comments: N images, B of a batch, L tokens, K kept, C channels,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from lightning_modules.metrics.bootstrap import Estimate, ratio_estimate
+from lightning_modules.metrics.reduction_row import ReductionRow
 from lightning_modules.metrics.short_training import ShortTraining, fit_network
 from lightning_modules.metrics.token_probes import (
     ReadTokens,
     SceneProbe,
-    area_weights,
+    area_mean,
     fit_reader,
     read_rightly,
 )
@@ -73,47 +74,15 @@ class StudySettings:
 
     Attributes:
         reconstructor: Training of each method's reconstructor.
-        reader: Training of each reader.
+        reader: Training of the reader of all tokens.
+        own_reader: Training of each method's reader, which starts from that one.
         shares: Retained shares that are rated.
     """
 
     reconstructor: ShortTraining
     reader: ShortTraining
+    own_reader: ShortTraining
     shares: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ReductionRow:
-    """One method at one retained share; None where a figure does not apply.
-
-    Attributes:
-        method: Name.
-        share: Retained share.
-        tokens: Tokens kept of each image.
-        nmse: All-token error of the method's own reconstructor, 1 for predicting the mean.
-        ocr: Digits and words read rightly by the reader trained on all tokens.
-        ocr_retrained: By a reader trained on the method's own reductions.
-        scene: Scenes told rightly by the probe trained on all tokens, from the mean kept token.
-        scene_area: The same with each token weighted by the area nearest to it.
-        scene_retrained: By a probe trained on the method's own mean tokens.
-        text_recall: Tokens under text that were kept.
-    """
-
-    method: str
-    share: float
-    tokens: int
-    nmse: Estimate
-    ocr: Estimate
-    ocr_retrained: Estimate
-    scene: Estimate
-    scene_area: Estimate
-    scene_retrained: Estimate
-    text_recall: Estimate | None
-
-    def values(self, names: Iterable[str]) -> list[float | None]:
-        """Figures without their intervals."""
-        found = [getattr(self, name) for name in names]
-        return [None if estimate is None else estimate.value for estimate in found]
 
 
 class ReductionStudy:
@@ -150,9 +119,9 @@ class ReductionStudy:
 
     def steps_of(self, methods: int) -> int:
         """Training steps in all, for a progress bar."""
-        return (
-            methods * self.settings.reconstructor.steps + (methods + 1) * self.settings.reader.steps
-        )
+        settings = self.settings
+        own = settings.reconstructor.steps + settings.own_reader.steps
+        return settings.reader.steps + methods * own
 
     def fit_full_probes(self, advance: Callable[[], None] = lambda: None) -> FullProbes:
         """Train the probes that see all tokens."""
@@ -169,7 +138,8 @@ class ReductionStudy:
     def _new_reader(self) -> RegionReader:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.reader.seed)
-            reader = RegionReader(self.train.tokens.shape[-1], self._classes, self.grid)
+            channels = self.train.tokens.shape[-1]
+            reader = RegionReader(channels, self._classes, self.grid, width=256, heads=8)
         return reader.to(self.train.tokens.device)
 
     def rate(
@@ -249,14 +219,15 @@ class ReductionStudy:
             reduced = self._drawn(reductions, positions, generator)
             return ReadTokens(reduced.tokens, reduced.positions)
 
-        fit_reader(reader, self.train.region, kept, self.settings.reader, advance)
+        fit_reader(reader, self.train.region, kept, self.settings.own_reader, advance)
         return reader
 
     @torch.no_grad()
     def _row(
         self, name: str, share: float, train: Reduced, test: Reduced, judges: _Judges
     ) -> ReductionRow:
-        own_scene = SceneProbe(train.tokens.mean(1), self.train.scene, self._scenes)
+        own = SceneProbe(train.tokens.mean(1), self.train.scene, self._scenes)
+        own_area = SceneProbe(area_mean(train, self._places), self.train.scene, self._scenes)
         sums = _Sums()
         for positions in torch.split(torch.arange(len(self.test.tokens)), _BATCH):
             positions = positions.to(self.test.tokens.device)
@@ -269,12 +240,11 @@ class ReductionStudy:
             sums.add("ocr", *read_rightly(judges.full.reader, read, region))
             sums.add("ocr_retrained", *read_rightly(judges.reader, read, region))
             mean = reduced.tokens.mean(1)
-            weights = area_weights(reduced, self._places)
-            weighted = (weights[..., None] * reduced.tokens).sum(1)
+            weighted = area_mean(reduced, self._places)
             ones = torch.ones(len(positions))
             sums.add("scene", judges.full.scene(mean) == scene, ones)
-            sums.add("scene_area", judges.full.scene(weighted) == scene, ones)
-            sums.add("scene_retrained", own_scene(mean) == scene, ones)
+            sums.add("scene_retrained", own(mean) == scene, ones)
+            sums.add("scene_area", own_area(weighted) == scene, ones)
             if reduced.mask is not None:
                 text = self.test.item_token[positions] > 0
                 sums.add("text_recall", (text & reduced.mask).sum(1), text.sum(1))

@@ -16,8 +16,8 @@ from lightning_modules.metrics.short_training import ShortTraining, fit_network
 from models.token_reduction.reading import RegionReader
 from models.token_reduction.reduced import Reduced
 
-# Strength of the scene probe's ridge penalty, on standardised features.
-_RIDGE = 1e-2
+# The scene probe's penalty on standardised inputs, and its steps.
+_RIDGE, _ITERATIONS = 1e-4, 100
 
 
 class ReadTokens(NamedTuple):
@@ -65,35 +65,55 @@ def read_rightly(reader: RegionReader, read: ReadTokens, regions: Tensor) -> tup
 
 
 class SceneProbe(nn.Module):
-    """A linear classifier of the mean of an image's tokens, fitted in closed form.
+    """Logistic regression on one pooled token per image.
 
-    Least squares on one-hot targets with a small ridge penalty: nothing to tune, and the same
-    answer every time.
+    Fitted by L-BFGS from zero on all images at once: nothing is drawn, so the answer is the same
+    every time.
 
     Args:
-        pooled: (N, C) mean tokens, standardised.
+        pooled: (N, C) mean tokens.
         scenes: (N,) int64.
         classes: Number of scenes.
     """
 
     def __init__(self, pooled: Tensor, scenes: Tensor, classes: int) -> None:
         super().__init__()
-        inputs = self._with_constant(pooled)
-        targets = F.one_hot(scenes, classes).double()
-        penalty = _RIDGE * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.double)
-        penalty[-1, -1] = 0.0
-        gram = inputs.mT @ inputs + penalty.to(inputs.device)
-        self.register_buffer("weight", torch.linalg.solve(gram, inputs.mT @ targets))
+        with torch.inference_mode(False), torch.enable_grad():
+            self.register_buffer("mean", pooled.mean(0))
+            self.register_buffer("std", pooled.std(0).clamp(min=1e-6))
+            inputs = self._prepared(pooled)
+            weight = inputs.new_zeros(inputs.shape[1], classes).requires_grad_()
+            optimizer = torch.optim.LBFGS(
+                [weight], max_iter=_ITERATIONS, line_search_fn="strong_wolfe"
+            )
 
+            def loss() -> Tensor:
+                optimizer.zero_grad()
+                value = F.cross_entropy(inputs @ weight, scenes)
+                value = value + _RIDGE * weight.square().sum()
+                value.backward()  # type: ignore[no-untyped-call]
+                return value
+
+            optimizer.step(loss)  # type: ignore[no-untyped-call]
+        self.register_buffer("weight", weight.detach())
+
+    mean: Tensor
+    std: Tensor
     weight: Tensor
 
-    @staticmethod
-    def _with_constant(pooled: Tensor) -> Tensor:
-        return F.pad(pooled.double(), (0, 1), value=1.0)
+    def _prepared(self, pooled: Tensor) -> Tensor:
+        """Standardised inputs (B, C + 1) with a constant."""
+        return F.pad((pooled - self.mean) / self.std, (0, 1), value=1.0)
 
+    @torch.no_grad()
     def forward(self, pooled: Tensor) -> Tensor:
         """Scene (B,) of mean tokens (B, C)."""
-        return (self._with_constant(pooled) @ self.weight).argmax(-1)
+        return (self._prepared(pooled) @ self.weight).argmax(-1)
+
+
+def area_mean(reduced: Reduced, places: Tensor) -> Tensor:
+    """Mean tokens (B, C), each weighted by the area that lies nearest to it, see `area_weights`."""
+    return (area_weights(reduced, places)[..., None] * reduced.tokens).sum(1)
 
 
 def area_weights(reduced: Reduced, places: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.clift.rms_norm import rms_norm
+
 Activation = Callable[[Tensor], Tensor]
 
 # Scores of one plain attention product on a CPU; more go to the kernel that stores none.
@@ -132,11 +134,13 @@ class Attention(nn.Module):
         return merged
 
 
-def _normalise(x: Tensor, norm: nn.Module | None) -> Tensor:
+def _normalise(x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
     """Apply a norm in the precision of its weights."""
     if norm is None:
         return x
-    out: Tensor = norm(x.to(next(norm.parameters()).dtype))
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return rms_norm(x, norm.weight, norm.eps or 0.0)
+    out: Tensor = norm(x.to(norm.weight.dtype))
     return out.to(x.dtype)
 
 

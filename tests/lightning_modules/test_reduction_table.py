@@ -14,7 +14,7 @@ from lightning_modules.callbacks.selection_overlays import (
     heat_map,
 )
 from lightning_modules.metrics.bootstrap import Estimate
-from lightning_modules.metrics.reduction_study import ReductionRow
+from lightning_modules.metrics.reduction_row import ReductionRow
 from lightning_modules.reduction_results import rivals
 from lightning_modules.token_reduction import TokenReduction
 from models.token_reduction.baselines import BASELINES
