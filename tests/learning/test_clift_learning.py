@@ -10,7 +10,7 @@ from calls import call
 from lightning_modules.callbacks.token_budgets import TokenBudgets
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "clift" / "demo_stage1.yaml"
-STEPS = 250
+STEPS = 400
 
 
 @pytest.mark.filterwarnings("ignore")

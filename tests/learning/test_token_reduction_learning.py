@@ -17,7 +17,7 @@ def test_selector_keeps_text_and_lets_the_rest_be_rebuilt(tmp_path: Path) -> Non
     content["trainer"]["callbacks"] = []
     content["trainer"] |= {"max_steps": STEPS, "val_check_interval": STEPS}
     content["trainer"] |= {"enable_progress_bar": False, "enable_model_summary": False}
-    content["data"]["init_args"] |= {"val_size": 200}
+    content["data"]["init_args"] |= {"val_size": 256}
     content["model"]["init_args"] |= {"statistics_images": 512}
     config = tmp_path / "short.yaml"
     config.write_text(yaml.safe_dump(content))

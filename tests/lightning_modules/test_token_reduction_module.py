@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.testing import assert_close
 
 from datamodules.documents import DocumentBatch
@@ -12,6 +13,9 @@ from lightning_modules.callbacks.collapse_alarm import CollapseAlarm, CollapsedE
 from lightning_modules.cli.errors import CheckpointError
 from lightning_modules.token_reconstruction import TokenReconstruction
 from lightning_modules.token_reduction import TokenReduction
+from lightning_modules.token_reduction_options import ReductionShape
+from models.token_reduction.reconstructor import TokenReconstructor
+from models.token_reduction.selector import TokenSelector
 from tests.lightning_modules.reduction_runs import (
     OPTIMISATION,
     SHAPE,
@@ -20,6 +24,8 @@ from tests.lightning_modules.reduction_runs import (
     tiny_reduction,
     tiny_trainer,
 )
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "token_reduction"
 
 
 def saved(module: TokenReduction, folder: Path, **options: Any) -> Path:  # noqa: ANN401
@@ -158,3 +164,23 @@ def test_judge_needs_a_first_stage(tmp_path: Path) -> None:
     judge = TokenReconstruction(tiny_encoder(), shape=SHAPE)
     with pytest.raises(CheckpointError, match=r"model\.pretrained"):
         tiny_trainer(tmp_path, 1).fit(judge, documents())
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "side", "matrices"),
+    [
+        ("clip_l336_coco", 1024, 24, 3 * 12 * 1024**2),
+        ("siglip_so400m_coco", 1152, 27, 3 * (4 * 1152**2 + 2 * 1152 * 4304)),
+    ],
+)
+def test_paper_size_selector_has_the_encoders_sizes(
+    name: str, channels: int, side: int, matrices: int
+) -> None:
+    model = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["model"]["init_args"]
+    shape = ReductionShape(**model["shape"]).for_tokens(channels, (side, side))
+    with torch.device("meta"):
+        selector, reconstructor = TokenSelector(shape), TokenReconstructor(shape)
+    for network in (selector, reconstructor):
+        weights = [p for n, p in network.transformer.blocks.named_parameters() if p.ndim == 2]
+        assert sum(weight.numel() for weight in weights) == matrices
+    assert selector.transformer.positions.table.shape == (side, side, channels)
