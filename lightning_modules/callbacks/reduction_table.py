@@ -62,11 +62,11 @@ class ReductionTable(Callback):
     def __init__(
         self,
         shares: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
-        coverage: float = 0.4,
+        coverage: float = 0.5,
         methods: tuple[str, ...] | None = None,
-        train_images: int = 1536,
+        train_images: int = 3072,
         reconstructor_steps: int = 120,
-        reader_steps: int = 450,
+        reader_steps: int = 600,
     ) -> None:
         if not shares or not all(0 < share <= 1 for share in shares) or min(shares) == 1:
             raise ValueError(f"shares={shares}: must be shares in (0, 1], one below 1")
