@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -133,16 +134,15 @@ class TokenReduction(LightningModule):
 
     def _merge_statistics(self) -> None:
         """Join the statistics of all ranks; every rank ends with the same ones."""
+        if self.trainer.world_size == 1:
+            return
         own = self.reducer.standardiser
-        parts = {
-            name: torch.as_tensor(self.all_gather(value)).view(self.trainer.world_size, -1)
-            for name, value in own.named_buffers()
-        }
-        merged = FeatureStandardiser(len(own.mean)).to(self.device)
-        for rank in range(self.trainer.world_size):
-            part = FeatureStandardiser(len(own.mean)).to(self.device)
-            for name, buffer in part.named_buffers():
-                buffer.copy_(parts[name][rank].view_as(buffer))
+        states: list[Any] = [None] * self.trainer.world_size
+        dist.all_gather_object(states, {k: v.cpu() for k, v in own.state_dict().items()})
+        merged = FeatureStandardiser(len(own.mean))
+        for state in states:
+            part = FeatureStandardiser(len(own.mean))
+            part.load_state_dict(state)
             merged.merge(part)
         own.load_state_dict(merged.state_dict())
 

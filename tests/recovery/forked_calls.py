@@ -74,7 +74,7 @@ def row_count(folder: Path) -> int:
 def _is_running(pid: int | None) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone, perhaps while being read
         return False
 
 
