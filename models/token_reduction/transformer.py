@@ -80,16 +80,6 @@ def _choose_attention(blocks: nn.Sequential, dtype: torch.dtype) -> None:
         vars(block.attn)["fused_attn"] = not half
 
 
-def split_by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters with weight decay (matrices of linear layers) and without (all else)."""
-    matrices = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return (
-        [p for p in trained if id(p) in matrices],
-        [p for p in trained if id(p) not in matrices],
-    )
-
-
 @torch.no_grad()
 def fill_normal(weight: Tensor, gain: float = 1.0) -> None:
     """Fill a matrix (outputs, inputs) in place from a normal of deviation gain / sqrt(inputs).

@@ -1,10 +1,8 @@
 """Tiny token-reduction modules, data and trainers for tests."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from datamodules.documents import DocumentsAndPhotographs
 from lightning_modules.token_reduction import TokenReduction
@@ -12,6 +10,9 @@ from lightning_modules.token_reduction_options import ReductionOptimisation, Red
 from models.token_reduction.encoder_towers import TimmTower
 from models.token_reduction.frozen_encoder import FrozenEncoder
 from models.token_reduction.reading import ReadingShape, build_encoder
+from tests.lightning_modules.clift_runs import tiny_trainer
+
+__all__ = ["tiny_trainer"]
 
 SHAPE = ReductionShape(layers=1, heads=2, mlp_ratio=2.0)
 OPTIMISATION = ReductionOptimisation(lr=2e-3, warmup_steps=1, muon_lr=0.005)
@@ -50,20 +51,3 @@ def documents(**changes: Any) -> DocumentsAndPhotographs:  # noqa: ANN401
         "predict_count": 8,
     }
     return DocumentsAndPhotographs(**{**options, **changes})
-
-
-def tiny_trainer(folder: Path, steps: int = 4, **changes: Any) -> Trainer:  # noqa: ANN401
-    """CPU trainer that writes nothing of its own accord."""
-    options: dict[str, Any] = {
-        "max_steps": steps,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "log_every_n_steps": 1,
-        "gradient_clip_val": 1.0,
-        "default_root_dir": folder,
-    }
-    return Trainer(**{**options, **changes})

@@ -13,7 +13,7 @@ from lightning_modules.callbacks.collapse_alarm import CollapseAlarm, CollapsedE
 from lightning_modules.cli.errors import CheckpointError
 from lightning_modules.token_reconstruction import TokenReconstruction
 from lightning_modules.token_reduction import TokenReduction
-from lightning_modules.token_reduction_options import ReductionShape
+from lightning_modules.token_reduction_options import ReductionOptimisation, ReductionShape
 from models.token_reduction.reconstructor import TokenReconstructor
 from models.token_reduction.selector import TokenSelector
 from tests.lightning_modules.reduction_runs import (
@@ -106,6 +106,24 @@ def test_price_decides_how_much_is_kept(tmp_path: Path) -> None:
         trainer.fit(module, documents())
         kept.append(float(trainer.callback_metrics["train/keep"]))
     assert kept[1] < kept[0] - 0.2
+
+
+def test_weights_without_decay_are_all_but_the_matrices() -> None:
+    module = tiny_reduction(optimisation=ReductionOptimisation(weight_decay=0.01))
+    names = {id(p): name for name, p in module.named_parameters()}
+    members: dict[bool, set[str]] = {True: set(), False: set()}
+    for group in module._groups():
+        members[group["weight_decay"] > 0] |= {names[id(p)] for p in group["params"]}
+    decayed, kept = members[True], members[False]
+    assert decayed | kept == set(names.values())
+    assert all(name.endswith("weight") for name in decayed)
+    assert {"reconstructor.mask_token", "reducer.selector.head.bias"} <= kept
+    assert {
+        f"{part}.transformer.positions.table" for part in ("reducer.selector", "reconstructor")
+    } <= kept
+    assert {"reducer.selector.transformer.norm.weight"} <= kept
+    assert {"reconstructor.head.weight", "reducer.selector.head.weight"} <= decayed
+    assert len(decayed) == 2 * (4 + 1)
 
 
 def test_temperature_falls_to_its_end(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from models.token_reduction.selector import (
     sample_mask,
     soft_mask,
 )
-from models.token_reduction.transformer import TokenTransformer, split_by_decay
+from models.token_reduction.transformer import TokenTransformer
 
 SMALL = SelectorShape(width=32, heads=4, grid=(4, 6), layers=2)
 
@@ -241,17 +241,6 @@ def test_sincos_positions_state_row_and_column() -> None:
     assert torch.equal(table[:, 2, 4:], table[:1, 2, 4:].expand(4, -1))
     torch.testing.assert_close(table[3, 2, 0], torch.tensor(3.0).sin())
     torch.testing.assert_close(table[3, 2, 6], torch.tensor(2.0).cos())
-
-
-def test_weights_without_decay_are_all_but_the_matrices() -> None:
-    selector = TokenSelector(SMALL)
-    decayed, kept = split_by_decay(selector)
-    names = {id(p): name for name, p in selector.named_parameters()}
-    assert all(names[id(p)].endswith("weight") and p.ndim == 2 for p in decayed)
-    left = {names[id(p)] for p in kept}
-    assert {"transformer.positions.table", "head.bias", "transformer.norm.weight"} <= left
-    assert len(decayed) + len(kept) == len(names)
-    assert len(decayed) == 2 * 4 + 1
 
 
 def test_wrong_sizes_are_named_in_one_line() -> None:
