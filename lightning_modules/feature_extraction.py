@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from datamodules.documents.batch import DocumentBatch
 from datamodules.token_features import FeatureBatch
-from models.token_reduction.frozen_encoder import FrozenEncoder
+from models.image_encoders.frozen_encoder import FrozenEncoder
 
 _LABELS = ("kind", "region", "item_token", "scene", "index", "complexity")
 

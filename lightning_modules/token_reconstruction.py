@@ -17,8 +17,8 @@ from lightning_modules.logging_steps import is_log_step
 from lightning_modules.randomness import EVALUATION, NOISE, device_generator
 from lightning_modules.token_reduction import TokenReduction
 from lightning_modules.token_reduction_options import ReductionOptimisation, ReductionShape
+from models.image_encoders.frozen_encoder import FrozenEncoder
 from models.token_reduction.baselines import BASELINES, BaselineInput
-from models.token_reduction.frozen_encoder import FrozenEncoder
 from models.token_reduction.learned_reduction import selector_reduction
 from models.token_reduction.losses import all_token_nmse
 

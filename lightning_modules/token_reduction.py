@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torchmetrics import MeanMetric
 from datamodules.documents.batch import DocumentBatch
 from datamodules.token_features import FeatureBatch
 from lightning_modules.cli.errors import CheckpointError
+from lightning_modules.feature_statistics import merge_statistics
 from lightning_modules.logging_steps import is_log_step
 from lightning_modules.optimizers import (
     keep_configured_rates,
@@ -23,13 +23,12 @@ from lightning_modules.optimizers import (
 )
 from lightning_modules.randomness import NOISE, device_generator
 from lightning_modules.token_reduction_options import ReductionOptimisation, ReductionShape
-from models.token_reduction.frozen_encoder import EncodedImage, FrozenEncoder
+from models.image_encoders.frozen_encoder import EncodedImage, FrozenEncoder
 from models.token_reduction.losses import all_token_nmse, reduction_loss
 from models.token_reduction.reconstructor import TokenReconstructor
 from models.token_reduction.reducer import ReducerOrigin, TokenReducer
 from models.token_reduction.selection import Selection
 from models.token_reduction.selector import keep_scores, sample_mask
-from models.token_reduction.standardiser import FeatureStandardiser
 
 # Matrices of the two transformers.
 HIDDEN = r"\.blocks\."
@@ -130,21 +129,7 @@ class TokenReduction(LightningModule):
             left -= len(tokens)
             if left <= 0:
                 break
-        self._merge_statistics()
-
-    def _merge_statistics(self) -> None:
-        """Join the statistics of all ranks; every rank ends with the same ones."""
-        if self.trainer.world_size == 1:
-            return
-        own = self.reducer.standardiser
-        states: list[Any] = [None] * self.trainer.world_size
-        dist.all_gather_object(states, {k: v.cpu() for k, v in own.state_dict().items()})
-        merged = FeatureStandardiser(len(own.mean))
-        for state in states:
-            part = FeatureStandardiser(len(own.mean))
-            part.load_state_dict(state)
-            merged.merge(part)
-        own.load_state_dict(merged.state_dict())
+        merge_statistics(self.reducer.standardiser, self.trainer.world_size)
 
     @torch.no_grad()
     def tokens(self, batch: DocumentBatch | FeatureBatch) -> Tensor:

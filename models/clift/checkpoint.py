@@ -7,20 +7,18 @@ classes of such a configuration, which are replaced by empty stand-ins; any othe
 Optimiser states, loops and callbacks are never returned.
 """
 
-import zipfile
 from collections import defaultdict
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.clift.clift import Clift, CliftShape
-from models.clift.inert_objects import refused_names, stand_ins
+from models.layers.weights_archive import check_state, load_archive
 
 # Prefixes of the network's keys in released checkpoints, in ours, and in a bare state dict.
 _PREFIXES = ("transformer.", "network.", "")
@@ -73,14 +71,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: incomplete or damaged ({error})") from None
-    _check_archive(path)
-    try:
-        with torch.serialization.safe_globals(stand_ins()):
-            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[-160:]
-        raise ValueError(f"{path}: incomplete, damaged or not plain weights ({reason})") from None
-    return _check_state(path, content)
+    content = load_archive(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    return check_state(path, state, "a checkpoint of CLiFT")
 
 
 def load_clift(network: Clift, state: Mapping[str, Tensor]) -> CliftImport:
@@ -231,40 +224,3 @@ def _describe_misfit(
         f"CLiFT weights do not fit the network: {len(wrong)} keys differ, first {key}: the file "
         f"has {theirs}, the network {ours}; set the model's shape to the file's ({remedy})"
     )
-
-
-def _check_archive(path: Path) -> None:
-    """Raise ``ValueError`` unless the file is a whole archive that names only what is allowed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            names = [entry.filename for entry in entries]
-            pickles = [name for name in names if name.endswith("/data.pkl")]
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            sound = stored and len(set(names)) == len(names) and len(pickles) == 1
-            refused = refused_names(archive.read(pickles[0])) if sound else []
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError):
-        raise ValueError(f"{path}: incomplete, damaged or no checkpoint of torch") from None
-    if not sound:
-        raise ValueError(f"{path}: not an archive as torch writes it; refused")
-    if refused:
-        raise ValueError(
-            f"{path}: holds {refused[0]}; refused, only tensors, plain values and inert "
-            "configuration objects are ever loaded"
-        )
-
-
-def _check_state(path: Path, content: object) -> dict[str, Tensor]:
-    """The state dict of a loaded file, made of whole dense tensors."""
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path}: holds no state dict; expected a checkpoint of CLiFT")
-    for key, value in state.items():
-        dense = isinstance(value, Tensor) and value.layout is torch.strided
-        if not isinstance(key, str) or not dense or value.device.type != "cpu":
-            raise ValueError(f"{path}: {key} in its state dict is no plain tensor; refused")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(
-                f"{path}: {key} states shape {tuple(value.shape)}, more than the file holds"
-            )
-    return state

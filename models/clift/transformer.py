@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.clift.rms_norm import rms_norm
+from models.layers.rms_norm import rms_norm
 
 Activation = Callable[[Tensor], Tensor]
 

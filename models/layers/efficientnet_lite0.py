@@ -43,7 +43,7 @@ class EfficientNetLite0Features(nn.Module):
             raise ValueError(f"resolution={resolution}: must be a positive multiple of 32")
         self.resolution = resolution
         state = load_efficientnet_lite0()
-        self.network = _build_network(state)
+        self.network = build_efficientnet_lite0(state)
         self.eval()
         self.requires_grad_(False)
 
@@ -72,7 +72,12 @@ class EfficientNetLite0Features(nn.Module):
         return images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
 
-def _build_network(state: dict[str, Tensor]) -> nn.Module:
+def build_efficientnet_lite0(state: dict[str, Tensor]) -> nn.Module:
+    """Network of timm without classifier, norms folded into convolutions, in evaluation mode.
+
+    Args:
+        state: Weights as `load_efficientnet_lite0` returns them.
+    """
     import timm  # costs more to import than all of this project
 
     # On the meta device construction draws no random numbers, so the caller's stay untouched.

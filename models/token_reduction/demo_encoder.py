@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from models.token_reduction.encoder_files import read_weights
-from models.token_reduction.encoder_towers import TimmTower
-from models.token_reduction.frozen_encoder import FrozenEncoder
+from models.image_encoders.encoder_files import read_weights
+from models.image_encoders.encoder_towers import TimmTower
+from models.image_encoders.frozen_encoder import FrozenEncoder
 from models.token_reduction.reading import ReadingNetwork, ReadingShape, build_encoder
 
 SHIPPED = Path(__file__).parent / "demo_encoder.safetensors"

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.standardiser import FeatureStandardiser
 from models.token_reduction.selection import Budget, Fill, Selection, select
 from models.token_reduction.selector import SelectorShape, TokenSelector, keep_scores
-from models.token_reduction.standardiser import FeatureStandardiser
 
 
 @dataclass(frozen=True)

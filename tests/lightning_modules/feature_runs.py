@@ -19,8 +19,8 @@ from datamodules.loading import (
 )
 from lightning_modules.callbacks.feature_cache_writer import FeatureCacheWriter
 from lightning_modules.feature_extraction import FeatureExtraction
-from models.token_reduction.encoder_towers import TimmTower
-from models.token_reduction.frozen_encoder import FrozenEncoder
+from models.image_encoders.encoder_towers import TimmTower
+from models.image_encoders.frozen_encoder import FrozenEncoder
 
 HALF = (0.5, 0.5, 0.5)
 LABELS = ("kind", "region", "item_token", "scene", "index", "complexity")

@@ -7,8 +7,8 @@ import torch
 from datamodules.documents import DocumentsAndPhotographs
 from lightning_modules.token_reduction import TokenReduction
 from lightning_modules.token_reduction_options import ReductionOptimisation, ReductionShape
-from models.token_reduction.encoder_towers import TimmTower
-from models.token_reduction.frozen_encoder import FrozenEncoder
+from models.image_encoders.encoder_towers import TimmTower
+from models.image_encoders.frozen_encoder import FrozenEncoder
 from models.token_reduction.reading import ReadingShape, build_encoder
 from tests.lightning_modules.clift_runs import tiny_trainer
 

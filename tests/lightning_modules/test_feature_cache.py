@@ -15,7 +15,7 @@ from datamodules.feature_shards import open_split
 from datamodules.token_features import TokenFeatures
 from lightning_modules.callbacks.feature_cache_writer import FeatureCacheWriter, store_tokens
 from lightning_modules.feature_extraction import FeatureExtraction
-from models.token_reduction.frozen_encoder import FrozenEncoder
+from models.image_encoders.frozen_encoder import FrozenEncoder
 from tests.lightning_modules.feature_runs import (
     LABELS,
     Pages,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.layers.standardiser import FeatureStandardiser
 from models.token_reduction.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -15,7 +16,6 @@ from models.token_reduction.checkpoint import (
 from models.token_reduction.reducer import ReducerOrigin, TokenReducer
 from models.token_reduction.selection import select
 from models.token_reduction.selector import SelectorShape, TokenSelector
-from models.token_reduction.standardiser import FeatureStandardiser
 
 SHAPE = SelectorShape(width=16, heads=2, grid=(4, 6), layers=1)
 ORIGIN = ReducerOrigin("timm/some_encoder", "0123abcd", layer=-2, floor=0.3)

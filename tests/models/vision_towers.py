@@ -11,7 +11,7 @@ from open_clip.transformer import VisionTransformer as OpenClipVisionTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.token_reduction.encoders import (
+from models.image_encoders.encoders import (
     FrozenEncoder,
     OpenClipTower,
     TimmTower,

@@ -64,6 +64,20 @@ class Tower(ABC):
                 return cast("nn.Module", getattr(block, name))
         raise ValueError(f"{type(block).__name__}: no self-attention was found in this block")
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """Norm after the last block.
+
+        Raises:
+            ValueError: If the network has none under a name that its library uses.
+        """
+        inner = getattr(self.network, "trunk", self.network)
+        inner = getattr(inner, "vision_model", inner)
+        for name in ("norm", "ln_post", "post_layernorm", "layernorm"):
+            if isinstance(module := getattr(inner, name, None), nn.Module):
+                return module
+        raise ValueError(f"{type(self.network).__name__}: no norm after the last block was found")
+
 
 class TimmTower(Tower):
     """A vision transformer of timm, with or without class token, registers and dynamic size.

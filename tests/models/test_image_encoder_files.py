@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from models.token_reduction.encoders import (
+from models.image_encoders.encoders import (
     FrozenEncoder,
     OpenClipEncoder,
     OpenClipTower,
@@ -148,7 +148,7 @@ def test_open_clip_with_a_tower_of_timm() -> None:
 
 
 def test_published_normalisation_of_open_clip_models() -> None:
-    from models.token_reduction.encoder_files import _shared_normalisation
+    from models.image_encoders.encoder_files import _shared_normalisation
 
     assert _shared_normalisation("ViT-L-14-336-quickgelu") == (
         open_clip.OPENAI_DATASET_MEAN,

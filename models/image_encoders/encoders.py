@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.token_reduction.encoder_files import load_open_clip, load_timm, load_transformers
-from models.token_reduction.encoder_towers import (
+from models.image_encoders.encoder_files import load_open_clip, load_timm, load_transformers
+from models.image_encoders.encoder_towers import (
     OpenClipTower,
     TimmTower,
     Tower,
     TransformersTower,
     Triple,
 )
-from models.token_reduction.frozen_encoder import EncodedImage, FrozenEncoder
+from models.image_encoders.frozen_encoder import EncodedImage, FrozenEncoder
 
 __all__ = [
     "EncodedImage",
@@ -42,6 +42,7 @@ class TimmEncoder(FrozenEncoder):
         mean: Channel means of pixels in [0, 1]; None takes timm's.
         std: Standard deviations likewise.
         attention_layer: See `FrozenEncoder`.
+        final_norm: See `FrozenEncoder`.
 
     Raises:
         FileNotFoundError: If the file is missing; the message says where to get it.
@@ -56,9 +57,10 @@ class TimmEncoder(FrozenEncoder):
         mean: Triple | None = None,
         std: Triple | None = None,
         attention_layer: int | None = None,
+        final_norm: bool = False,
     ) -> None:
         tower = TimmTower(load_timm(name, Path(weights)))
-        super().__init__(tower, layer, mean, std, attention_layer)
+        super().__init__(tower, layer, mean, std, attention_layer, final_norm)
 
 
 class OpenClipEncoder(FrozenEncoder):
@@ -73,6 +75,7 @@ class OpenClipEncoder(FrozenEncoder):
         std: Standard deviations likewise.
         attention_layer: See `FrozenEncoder`.
         image_size: (height, width) of the images; None means the model's own.
+        final_norm: See `FrozenEncoder`.
 
     Raises:
         FileNotFoundError: If the file is missing; the message says where to get it.
@@ -89,10 +92,16 @@ class OpenClipEncoder(FrozenEncoder):
         std: Triple | None = None,
         attention_layer: int | None = None,
         image_size: tuple[int, int] | None = None,
+        final_norm: bool = False,
     ) -> None:
         network, own_mean, own_std = load_open_clip(name, Path(weights), image_size)
         super().__init__(
-            OpenClipTower(network), layer, mean or own_mean, std or own_std, attention_layer
+            OpenClipTower(network),
+            layer,
+            mean or own_mean,
+            std or own_std,
+            attention_layer,
+            final_norm,
         )
 
 
@@ -105,6 +114,7 @@ class TransformersEncoder(FrozenEncoder):
         mean: Channel means of pixels in [0, 1]; None takes the folder's.
         std: Standard deviations likewise.
         attention_layer: See `FrozenEncoder`.
+        final_norm: See `FrozenEncoder`.
 
     Raises:
         FileNotFoundError: If a file is missing; the message says which to get.
@@ -119,8 +129,14 @@ class TransformersEncoder(FrozenEncoder):
         mean: Triple | None = None,
         std: Triple | None = None,
         attention_layer: int | None = None,
+        final_norm: bool = False,
     ) -> None:
         network, own_mean, own_std = load_transformers(Path(folder))
         super().__init__(
-            TransformersTower(network), layer, mean or own_mean, std or own_std, attention_layer
+            TransformersTower(network),
+            layer,
+            mean or own_mean,
+            std or own_std,
+            attention_layer,
+            final_norm,
         )

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from models.token_reduction.class_attention import class_attention_weights
-from models.token_reduction.encoder_towers import Tower, Triple
+from models.image_encoders.class_attention import class_attention_weights
+from models.image_encoders.encoder_towers import Tower, Triple
 
 
 class EncodedImage(NamedTuple):
@@ -58,9 +58,11 @@ class FrozenEncoder(nn.Module):
         std: Standard deviations likewise.
         attention_layer: Block whose class attention is returned, counted likewise; None takes the
             block whose output is returned.
+        final_norm: Whether the network's final norm is applied to the last block's output.
 
     Raises:
-        ValueError: If a layer does not exist or nothing is known about the normalisation.
+        ValueError: If a layer does not exist, the final norm is asked of another than the last, or
+            nothing is known about the normalisation.
     """
 
     def __init__(
@@ -70,10 +72,16 @@ class FrozenEncoder(nn.Module):
         mean: Triple | None = None,
         std: Triple | None = None,
         attention_layer: int | None = None,
+        final_norm: bool = False,
     ) -> None:
         super().__init__()
         self._held = (tower,)
         self.layer = _checked_layer("layer", layer, len(tower.blocks))
+        if final_norm and self.layer != len(tower.blocks):
+            raise ValueError(
+                f"final_norm=True with layer={layer}: the norm follows the last block; use layer=-1"
+            )
+        self.final_norm = final_norm
         chosen = layer if attention_layer is None else attention_layer
         self.attention_layer = _checked_layer("attention_layer", chosen, len(tower.blocks))
         if self.attention_layer > self.layer:
@@ -124,7 +132,9 @@ class FrozenEncoder(nn.Module):
             epsilons = sorted(
                 {m.eps for m in tower.network.modules() if isinstance(m, nn.LayerNorm)}
             )
+            about: tuple[object, ...]
             about = (tower.architecture, epsilons, self.layer, self.mean, self.std)
+            about += ("final norm",) if self.final_norm else ()
             weights = sorted(_digest(tensor) for tensor in tower.network.state_dict().values())
             text = "\n".join((repr(about), *weights))
             self._identity = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -162,6 +172,8 @@ class FrozenEncoder(nn.Module):
             weights = class_attention_weights(module, seen[0])[:, tower.prefix :]
         else:
             hidden = tower.hidden_state(pixels, self.layer)
+        if self.final_norm:
+            hidden = tower.final_norm(hidden)
         return EncodedImage(
             tokens=hidden[:, tower.prefix :],
             prefix=hidden[:, : tower.prefix],

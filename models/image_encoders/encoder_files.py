@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.token_reduction.encoder_towers import Triple
+from models.image_encoders.encoder_towers import Triple
 
 # Where training checkpoints keep the network's weights.
 _NESTS = ("state_dict", "model")

@@ -14,8 +14,8 @@ from open_clip.transformer import VisionTransformer as OpenClipVisionTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.token_reduction.class_attention import class_attention_weights
-from models.token_reduction.encoders import (
+from models.image_encoders.class_attention import class_attention_weights
+from models.image_encoders.encoders import (
     FrozenEncoder,
     OpenClipTower,
     TimmTower,
@@ -48,6 +48,24 @@ def test_transformers_layers_are_its_hidden_states(name: str, layer: int) -> Non
     assert len(states) == 5
     assert torch.allclose(encoded.tokens, states[layer][:, PREFIX[name] :], atol=1e-6)
     assert torch.allclose(encoded.prefix, states[layer][:, : PREFIX[name]], atol=1e-6)
+
+
+# CLIP's own last hidden state leaves the norm to the class token.
+@pytest.mark.parametrize("name", ["siglip", "dinov2", "registers"])
+def test_final_norm_gives_what_the_library_calls_its_last_hidden_state(name: str) -> None:
+    plain = build_encoder(name, -1)
+    encoder = FrozenEncoder(plain._held[0], -1, MEAN, STD, final_norm=True)
+    with torch.no_grad():
+        output: Any = encoder.network(normalised(random_images()))
+        expected = output.last_hidden_state
+    assert torch.allclose(encoder(random_images()).tokens, expected[:, PREFIX[name] :], atol=1e-6)
+    assert encoder.identity != plain.identity
+
+
+def test_final_norm_of_an_inner_layer_is_refused() -> None:
+    tower = build_encoder("registers", -1)._held[0]
+    with pytest.raises(ValueError, match="final_norm=True with layer=-2"):
+        FrozenEncoder(tower, -2, MEAN, STD, final_norm=True)
 
 
 def test_layer_minus_two_of_clip_is_what_llava_next_projects() -> None:
