@@ -1,0 +1,322 @@
+"""Pre-training of Concerto: a point-cloud encoder learns from itself and from images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from datamodules.paired_2d3d.batch import PairedBatch
+from lightning_modules.cli.errors import CheckpointError
+from lightning_modules.concerto_options import ConcertoCourse, ConcertoOptimisation
+from lightning_modules.concerto_schedules import (
+    layer_rates,
+    linear_warmup,
+    one_cycle_momentum,
+    one_cycle_rate,
+)
+from lightning_modules.feature_statistics import merge_statistics
+from lightning_modules.logging_steps import is_log_step
+from lightning_modules.optimizers import keep_configured_rates
+from lightning_modules.randomness import EVALUATION, NOISE, device_generator
+from lightning_modules.schedules import cosine
+from models.concerto.clouds import PointCloud
+from models.concerto.pretraining import (
+    Concerto,
+    LossWeights,
+    PretrainingShape,
+    PretrainingTerms,
+    PretrainingViews,
+    StepDraws,
+    StepSettings,
+)
+from models.image_encoders.frozen_encoder import FrozenEncoder
+from models.layers.standardiser import FeatureStandardiser
+
+_Options = TypeVar("_Options")
+# Keys of the streams of random numbers, so that validation never repeats a training step's.
+_TERMS = ("mask", "roll_mask", "unmask", "cross")
+
+
+class ConcertoPretraining(LightningModule):
+    """Joint 2D-3D self-supervised pre-training (arXiv 2510.23607).
+
+    Logs the sum of the losses and each term unweighted (``train/loss``, ``train/mask``,
+    ``train/roll_mask``, ``train/unmask``, ``train/cross``), what they are made of (``train/cosine``
+    of predicted and encoded patches, ``train/prototypes_used``: exponential of the entropy of the
+    mean target) and the values in force, ``course/*``; in validation the same terms.
+
+    Args:
+        shape: Sizes of encoder, heads and patch grid.
+        encoder: Frozen image encoder of the cross-modal loss; its weights are no part of the
+            checkpoint, its identity is. Not needed if the loss has no cross-modal term.
+        weights: Weights of the four losses; terms of weight 0 are not computed, so that
+            (2/8, 2/8, 4/8, 0) is Sonata and (0, 0, 0, 4/8) learns from images alone.
+        optimisation: Optimiser and schedule.
+        course: Masks, teacher temperature and teacher momentum by step.
+        standardise_targets: Whether each channel of the image features is brought to mean 0 and
+            deviation 1 over the training images first (ours, for encoders whose features are not
+            normalised; the paper's are).
+        statistics_images: Images that give these means and deviations.
+        grid_size: Side of the voxels in metres (taken from the data).
+        seed: Key of all randomness here (taken from seed_everything).
+    """
+
+    def __init__(
+        self,
+        shape: PretrainingShape,
+        encoder: FrozenEncoder | None = None,
+        weights: LossWeights = LossWeights(),  # noqa: B008 - frozen
+        optimisation: ConcertoOptimisation = ConcertoOptimisation(),  # noqa: B008 - frozen
+        course: ConcertoCourse = ConcertoCourse(),  # noqa: B008 - frozen
+        standardise_targets: bool = False,
+        statistics_images: int = 256,
+        grid_size: float = 0.02,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["encoder"], logger=False)
+        shape = _rebuilt(PretrainingShape, shape)
+        self.weights = _rebuilt(LossWeights, weights)
+        self.optimisation = _rebuilt(ConcertoOptimisation, optimisation)
+        self.course = _rebuilt(ConcertoCourse, course)
+        if self.weights.cross and encoder is None:
+            raise ValueError(
+                "encoder=null: the cross-modal loss needs an image encoder; give one "
+                "(model.encoder) or set its weight to 0 (model.weights.cross)"
+            )
+        # In a tuple, so that its weights are no part of the checkpoint.
+        self._encoder = (encoder,)
+        if encoder is not None:
+            grid = encoder.grid(*encoder.image_size)
+            shape = replace(shape, image_channels=encoder.channels, patch_grid=grid)
+        self.hparams.update(
+            shape=asdict(shape),
+            weights=asdict(self.weights),
+            optimisation=asdict(self.optimisation),
+            course=asdict(self.course),
+        )
+        self.shape = shape
+        self.network = Concerto(shape, self.weights)
+        self.target_standardiser = (
+            FeatureStandardiser(shape.image_channels) if standardise_targets else None
+        )
+        self.val_terms = nn.ModuleDict({name: MeanMetric() for name in ("loss", *_TERMS)})
+        self._taught_step = 0
+
+    @property
+    def encoder(self) -> FrozenEncoder | None:
+        """The frozen image encoder."""
+        return self._encoder[0]
+
+    def setup(self, stage: str) -> None:
+        """Put the image encoder where the module is."""
+        if self.encoder is not None:
+            self.encoder.to(self.device)
+
+    def on_fit_start(self) -> None:
+        """Measure the statistics of the image features, unless a checkpoint brought them."""
+        self._taught_step = self.trainer.global_step
+        if self.encoder is not None:
+            self.encoder.to(self.device)
+        if self.target_standardiser is None or bool(self.target_standardiser.fitted):
+            return
+        data = cast("Any", self.trainer).datamodule
+        paths = data.train_image_paths()
+        step = max(1, len(paths) // self.hparams["statistics_images"])
+        for batch in data.image_batches(paths[::step]):
+            self.target_standardiser.update(
+                self._encode(self.transfer_batch_to_device(batch, self.device, 0)["image"])
+            )
+        merge_statistics(self.target_standardiser, self.trainer.world_size)
+
+    @torch.no_grad()
+    def image_tokens(self, batch: PairedBatch) -> Tensor:
+        """Features (I, P, D) of the images of a batch, or those that it already holds."""
+        if "image_tokens" in batch:
+            return batch["image_tokens"].float()
+        return self._encode(batch["image"])
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Features (I, P, D) of images (I, 3, H, W) in [0, 1]."""
+        encoder = cast("FrozenEncoder", self.encoder)
+        if not len(images):
+            return images.new_zeros(0, math.prod(self.shape.patch_grid), encoder.channels)
+        tokens: Tensor = encoder(images * 2 - 1).tokens
+        return tokens.float()
+
+    def views(self, batch: PairedBatch) -> PretrainingViews:
+        """The batch as the network takes it: 9 channels (coordinates, colour, normal)."""
+        tokens = None
+        if self.weights.cross:
+            tokens = self.image_tokens(batch)
+            if self.target_standardiser is not None and len(tokens):
+                tokens = self.target_standardiser(tokens)
+        return PretrainingViews(
+            global_=self._cloud(batch, "global"),
+            local=self._cloud(batch, "local"),
+            correspondence=batch["correspondence"],
+            image_number=batch["image_number"],
+            image_tokens=tokens,
+        )
+
+    def _cloud(self, batch: PairedBatch, name: str) -> PointCloud:
+        fields = cast("dict[str, Tensor]", batch)
+        parts = [fields[f"{name}_{part}"] for part in ("coord", "colour", "normal")]
+        return PointCloud(
+            coord=parts[0],
+            feat=torch.cat(parts, 1),  # (N, 9)
+            offset=fields[f"{name}_offset"],
+            grid_coord=None,
+            origin_coord=fields[f"{name}_origin_coord"],
+        )
+
+    def settings(self) -> StepSettings:
+        """Mask and temperature of the present optimiser step."""
+        step, total, course = self.trainer.global_step, self._total_steps(), self.course
+        return StepSettings(
+            mask_size=linear_warmup(step, total, course.warmup_share, *course.mask_size),
+            mask_ratio=linear_warmup(step, total, course.warmup_share, *course.mask_ratio),
+            teacher_temperature=linear_warmup(
+                step, total, course.warmup_share, *course.teacher_temperature
+            ),
+            grid_size=self.hparams["grid_size"],
+        )
+
+    def _total_steps(self) -> int:
+        return max(1, int(self.trainer.estimated_stepping_batches))
+
+    def training_step(self, batch: PairedBatch, batch_idx: int) -> Tensor:
+        """The weighted sum of the losses of one batch."""
+        key = (self.current_epoch, batch_idx, self.global_rank)
+        generator = device_generator(self.device, self.hparams["seed"], NOISE, *key)
+        settings = self.settings()
+        terms = self._terms(batch, settings, generator)
+        if is_log_step(self.trainer):
+            self._log_terms(terms, settings)
+        return terms.loss
+
+    def _terms(
+        self, batch: PairedBatch, settings: StepSettings, generator: torch.Generator
+    ) -> PretrainingTerms:
+        draws = StepDraws(generator=generator)
+        reduce = _sum_over_ranks if self.trainer.world_size > 1 else None
+        return cast(
+            "PretrainingTerms", self.network(self.views(batch), settings, draws, reduce=reduce)
+        )
+
+    def _log_terms(self, terms: PretrainingTerms, settings: StepSettings) -> None:
+        self.log("train/loss", terms.loss, prog_bar=True)
+        for name, value in terms.measured().items():
+            self.log(f"train/{name}", value)
+        for name in ("mask_size", "mask_ratio", "teacher_temperature"):
+            self.log(f"course/{name}", float(getattr(settings, name)))
+        self.log("course/momentum", self.momentum(self.trainer.global_step))
+
+    def momentum(self, step: int) -> float:
+        """Momentum of the teacher after an optimiser step, counted from 0."""
+        return cosine(step, self._total_steps(), *self.course.momentum)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set weight decay and first momentum coefficient of this step."""
+        options, step, total = self.optimisation, self.trainer.global_step, self._total_steps()
+        beta1 = one_cycle_momentum(step, total, options.warmup_share)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = cosine(step, total, *options.weight_decay)
+            if options.cycle_momentum:
+                group["betas"] = (beta1, group["betas"][1])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Let the teacher follow, once an optimiser step."""
+        step = self.trainer.global_step
+        if step > self._taught_step:
+            self.network.update_teacher(self.momentum(step - 1))
+            self._taught_step = step
+
+    def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
+        """The losses of the validation rooms, under masks that are the same every time."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: PairedBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: PairedBatch) -> None:
+        numbers = batch["index"].tolist()
+        generator = device_generator(self.device, self.hparams["seed"], EVALUATION, *numbers)
+        last = StepSettings(
+            mask_size=self.course.mask_size[1],
+            mask_ratio=self.course.mask_ratio[1],
+            teacher_temperature=self.course.teacher_temperature[1],
+            grid_size=self.hparams["grid_size"],
+        )
+        draws = StepDraws(generator=generator)
+        terms = cast("PretrainingTerms", self.network(self.views(batch), last, draws, reduce=None))
+        values = {"loss": terms.loss, **terms.measured()}
+        for name, metric in self.val_terms.items():
+            if name in values:
+                cast("MeanMetric", metric).update(values[name], len(numbers))
+                self.log(f"{stage}/{name}", cast("MeanMetric", metric), prog_bar=name == "loss")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a rate for each block; the one-cycle schedule by optimiser step."""
+        options, total = self.optimisation, self._total_steps()
+        optimizer = torch.optim.AdamW(
+            self._groups(), betas=(0.9, 0.999), weight_decay=options.weight_decay[0]
+        )
+        course = (options.warmup_share, options.start_divisor, options.end_divisor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: one_cycle_rate(step, total, *course)
+        )
+        configured = {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+        return cast("OptimizerLRScheduler", configured)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        options = self.optimisation
+        named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        rates = layer_rates(named, self.shape.encoder.depths, options.lr, options.layer_decay)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for (_, parameter), rate in zip(named, rates, strict=True):
+            groups.setdefault(rate, []).append(parameter)
+        return [{"params": groups[rate], "lr": rate} for rate in sorted(groups)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the image encoder's identity in place of its weights."""
+        checkpoint["encoder_identity"] = None if self.encoder is None else self.encoder.identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let configured rates win, and refuse the features of another image encoder.
+
+        Raises:
+            CheckpointError: If the checkpoint was trained on another encoder's features.
+        """
+        keep_configured_rates(checkpoint, [group["lr"] for group in self._groups()])
+        stored = checkpoint.get("encoder_identity")
+        own = None if self.encoder is None else self.encoder.identity
+        if stored is not None and own is not None and stored != own:
+            raise CheckpointError(
+                f"encoder {own}: the checkpoint learnt from features of {stored}; give the same "
+                "image encoder, weights and layer (model.encoder)"
+            )
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of a tensor over all processes."""
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _rebuilt(kind: type[_Options], value: _Options | dict[str, Any]) -> _Options:
+    """A checkpoint hands a dataclass back as a plain dictionary."""
+    return kind(**value) if isinstance(value, dict) else value
