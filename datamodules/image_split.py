@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.errors import DataError, FaultPolicy, SampleError
+from datamodules.errors import FaultPolicy, SampleError
 from datamodules.image_transforms import PixelFormat, to_unit_range
 from datamodules.keyed_random import keyed_bits
+from datamodules.usable_samples import UsableSamples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -100,17 +100,12 @@ class ImageSplit(Dataset["ImageBatch"]):
         self._positions = positions
         self._flip_seed = flip_seed
         self._unflipped = np.asarray(unflipped_classes, dtype=np.int64)
-        self._faults = faults or FaultPolicy()
-        self._name = name
-        # Shared memory, so that the count covers all worker processes.
-        skip = self._faults.on_error == "skip"
-        self._skipped = torch.zeros(len(positions) if skip else 0, dtype=torch.bool)
-        self._skipped.share_memory_()  # type: ignore[no-untyped-call]
+        self._samples = UsableSamples(len(positions), faults or FaultPolicy(), name)
 
     @property
     def num_skipped(self) -> int:
         """Unusable samples met so far by this process and its workers."""
-        return int(self._skipped.sum())
+        return self._samples.num_skipped
 
     def __len__(self) -> int:
         """Number of samples, unusable ones included."""
@@ -152,34 +147,11 @@ class ImageSplit(Dataset["ImageBatch"]):
         labels = np.empty(len(indices), dtype=np.int64)
         used = np.empty(len(indices), dtype=np.int64)
         for row, index in enumerate(indices.tolist()):
-            pixels[row], labels[row], used[row] = self._usable(index)
+            (pixels[row], labels[row]), used[row] = self._samples.take(index, self._sample)
         return pixels, labels, used
 
-    def _usable(self, index: int) -> tuple[NDArray[np.uint8], int, int]:
-        """Pixels, label and index of the sample, or of the next usable one."""
-        for step in range(len(self)):
-            candidate = (index + step) % len(self)
-            if len(self._skipped) and self._skipped[candidate]:
-                continue
-            try:
-                pixels, label = self._source.sample(int(self._positions[candidate]))
-            except SampleError as error:
-                if self._faults.on_error == "raise":
-                    raise
-                self._skip(candidate, error)
-                continue
-            return pixels, label, candidate
-        raise DataError(f"split {self._name}: none of its {len(self)} samples is usable")
-
-    def _skip(self, index: int, error: SampleError) -> None:
-        self._skipped[index] = True
-        allowed = self._faults.max_skipped_share
-        if self.num_skipped > allowed * len(self):
-            raise DataError(
-                f"split {self._name}: {self.num_skipped} of {len(self)} samples unusable, more "
-                f"than max_skipped_share={allowed}; repair the data; last: {error}"
-            ) from error
-        warnings.warn(f"skipped {error}", stacklevel=2)
+    def _sample(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        return self._source.sample(int(self._positions[index]))
 
     def _flip(
         self,

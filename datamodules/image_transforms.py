@@ -79,12 +79,21 @@ def _convert(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
     return image.convert(mode)
 
 
-def decode_image(data: bytes, channels: Literal[1, 3]) -> Image.Image:
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image as seen on white paper, if it is transparent anywhere."""
+    if not image.has_transparency_data:
+        return image
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image.convert("RGBA"))
+
+
+def decode_image(data: bytes, channels: Literal[1, 3], *, on_white: bool = False) -> Image.Image:
     """Decode a JPEG, PNG, WebP or BMP.
 
     Args:
         data: the encoded file.
-        channels: 1 converts to grey (ITU-R 601 luma), 3 to RGB; transparency is dropped.
+        channels: 1 converts to grey (ITU-R 601 luma), 3 to RGB.
+        on_white: put transparent images on white; otherwise transparency is dropped.
 
     Returns:
         A loaded image of mode L or RGB.
@@ -98,7 +107,7 @@ def decode_image(data: bytes, channels: Literal[1, 3]) -> Image.Image:
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels: more than the {MAX_PIXELS} allowed")
         image.load()
-        return _convert(image, channels)
+        return _convert(_on_white(image) if on_white else image, channels)
     except Exception as error:
         # Pillow's plugins raise almost anything on damaged files (struct.error, EOFError, ...).
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -7,8 +7,9 @@ the datasets library keeps in its cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 
 _IN_MEMORY_BYTES = 256 * 2**20
 _NULL = -(2**62)
+
+
+class ParquetRows(NamedTuple):
+    """Rows of the files of one split.
+
+    Attributes:
+        dataset: a ``datasets.Dataset`` whose images are encoded files.
+        sources: (name of a file, rows in it) in row order.
+        fingerprint: identity of the files.
+    """
+
+    dataset: Any
+    sources: list[tuple[str, int]]
+    fingerprint: str
 
 
 class ParquetReader:
@@ -123,7 +138,19 @@ def _class_names(feature: Any, labels: NDArray[np.int64]) -> tuple[str, ...]:  #
     return tuple(str(index) for index in range(max(int(labels.max(initial=-1)) + 1, 0)))
 
 
-def _open_files(files: list[Path]) -> ParquetReader:
+def read_rows(
+    files: list[Path], check_columns: Callable[[Any, str], None], image: str = "image"
+) -> ParquetRows:
+    """Open parquet files that belong together.
+
+    Args:
+        files: in row order.
+        check_columns: is given the schema and the name of each file, and raises DataError.
+        image: column of the images, which are left encoded.
+
+    Raises:
+        DataError: if a file is incomplete or damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset, Features, Image
@@ -132,7 +159,7 @@ def _open_files(files: list[Path]) -> ParquetReader:
     for file in files:
         try:
             metadata = pq.ParquetFile(file).metadata
-            _check_columns(pq.read_schema(file), str(file))
+            check_columns(pq.read_schema(file), str(file))
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
                 f"{file}: not a readable parquet file ({file.stat().st_size} bytes), incomplete or "
@@ -144,11 +171,15 @@ def _open_files(files: list[Path]) -> ParquetReader:
         dataset = Dataset(pa.concat_tables(tables, promote_options="default"))
     else:
         features = Features.from_arrow_schema(pq.read_schema(files[0]))
-        if "image" in features:
-            features["image"] = Image(decode=False)
+        if image in features:
+            features[image] = Image(decode=False)
         dataset = Dataset.from_parquet([str(file) for file in files], features=features)
     sources = [(str(file), count) for file, count in zip(files, rows, strict=True)]
-    return ParquetReader(dataset, sources, file_stamp(files))
+    return ParquetRows(dataset, sources, file_stamp(files))
+
+
+def _open_files(files: list[Path]) -> ParquetReader:
+    return ParquetReader(*read_rows(files, _check_columns))
 
 
 def open_parquet(root: Path) -> dict[Split, ParquetReader]:
@@ -189,18 +220,13 @@ def open_hub(name: str) -> dict[Split, ParquetReader]:
     Raises:
         DataError: if it is neither cached nor reachable.
     """
-    from datasets import Image, load_dataset
+    from datasets import Image
 
-    try:
-        splits = load_dataset(name)
-    except Exception as error:
-        # The hub client raises many unrelated types (HTTP, cache, offline mode, gated access).
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"data.init_args.root={name}: no such folder, and the hub data set of this name cannot "
-            f"be loaded ({type(error).__name__}: {reason}); put its train*.parquet, val*.parquet "
-            "and test*.parquet into one folder and set data.init_args.root to it"
-        ) from error
+    remedy = (
+        "put its train*.parquet, val*.parquet and test*.parquet into one folder and set "
+        "data.init_args.root to it"
+    )
+    splits = load_hub(name, remedy)
     readers: dict[Split, ParquetReader] = {}
     for split, dataset in splits.items():
         if split not in SPLIT_WORDS:
@@ -211,3 +237,26 @@ def open_hub(name: str) -> dict[Split, ParquetReader]:
         sources = [(f"{name}[{split}]", dataset.num_rows)]
         readers[SPLIT_WORDS[split]] = ParquetReader(table, sources, stamp)
     return _labelled(readers)
+
+
+def load_hub(name: str, remedy: str) -> Any:  # noqa: ANN401 - a datasets.DatasetDict
+    """All splits of a data set of the Hugging Face hub, or of its local cache.
+
+    Args:
+        name: ``owner/data_set``.
+        remedy: what to do if it is neither cached nor reachable, for the message.
+
+    Raises:
+        DataError: one line with the reason and the remedy.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name)
+    except Exception as error:
+        # The hub client raises many unrelated types (HTTP, cache, offline mode, gated access).
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"data.init_args.root={name}: no such folder, and the hub data set of this name cannot "
+            f"be loaded ({type(error).__name__}: {reason}); {remedy}"
+        ) from error

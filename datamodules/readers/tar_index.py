@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +25,9 @@ NO_LABEL = -1
 BAD_LABEL = -2
 """Label of a sample whose cls or json member holds no integer."""
 
-_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+"""Endings, in lower case, of the members that are images."""
+
 _LABEL_ENDINGS = ("cls", "json")
 _MAX_LABEL_BYTES = 2**20
 _VERSION = 1
@@ -55,7 +58,7 @@ class _Sample:
     labels: dict[str, TarMember] = field(default_factory=dict)
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Key and ending: the name up to, and after, the first dot of its last part."""
     folder, slash, last = name.removeprefix("./").rpartition("/")
     stem, _, ending = last.partition(".")
@@ -65,11 +68,11 @@ def _split_name(name: str) -> tuple[str, str]:
 def _collect(shard: Path, descriptor: int, samples: dict[str, _Sample]) -> None:
     """Fill ``samples`` by key; whatever was found stays there if the shard is damaged."""
     for member in walk_tar(shard, descriptor):
-        key, ending = _split_name(member.name)
-        if ending not in (*_IMAGE_ENDINGS, *_LABEL_ENDINGS):
+        key, ending = split_name(member.name)
+        if ending not in (*IMAGE_ENDINGS, *_LABEL_ENDINGS):
             continue
         sample = samples.setdefault(key, _Sample())
-        is_image = ending in _IMAGE_ENDINGS
+        is_image = ending in IMAGE_ENDINGS
         if (is_image and sample.image) or ending in sample.labels:
             what = "image" if is_image else ending
             raise DataError(
@@ -142,7 +145,7 @@ def build_index(shard: Path) -> ShardIndex:
     for key, sample in samples.items():
         if sample.image is None:
             raise DataError(
-                f"{shard}: key {key!r} has no image ({', '.join(_IMAGE_ENDINGS)}); add it"
+                f"{shard}: key {key!r} has no image ({', '.join(IMAGE_ENDINGS)}); add it"
             )
         images.append(sample.image)
     keys = [key.encode("utf-8", "surrogateescape") for key in samples]
@@ -155,46 +158,51 @@ def build_index(shard: Path) -> ShardIndex:
     )
 
 
-def cache_file(shard: Path) -> Path:
-    """Where the index of a shard is cached: by its path, size and time of change."""
+def cache_file(shard: Path, kind: str = "") -> Path:
+    """Where an index of a shard is cached: by its path, size and time of change.
+
+    Args:
+        shard: an existing tar.
+        kind: of the index; empty for that of labelled images.
+    """
     stat = shard.stat()
-    key = f"{_VERSION}:{shard.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    key = f"{_VERSION}{kind}:{shard.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "quintet" / "shards" / f"{name}.npz"
 
 
-def load_cached(shard: Path) -> ShardIndex | None:
-    """The cached index of a shard, or None if there is none or it is damaged."""
+def load_arrays(file: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+    """Cached arrays by name, or None if the file is missing, damaged or has others."""
     try:
         # Opened here, since np.load leaves a damaged file open.
-        with (
-            cache_file(shard).open("rb") as stream,
-            np.load(stream, allow_pickle=False) as stored,
-        ):
-            names = ("keys", "offsets", "sizes", "labels")
-            keys, offsets, sizes, labels = (stored[name] for name in names)
-            return ShardIndex(keys, offsets, sizes, labels, fault="")
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
     except Exception:
         # A cut-off or foreign file may raise anything; the index is simply built again.
         return None
+
+
+def store_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Cache arrays; a read-only cache folder is no error."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
+            np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
+        os.replace(stream.name, file)
+    except OSError:
+        return
+
+
+def load_cached(shard: Path) -> ShardIndex | None:
+    """The cached index of a shard, or None if there is none or it is damaged."""
+    arrays = load_arrays(cache_file(shard), ("keys", "offsets", "sizes", "labels"))
+    return None if arrays is None else ShardIndex(**arrays, fault="")
 
 
 def store_cached(shard: Path, index: ShardIndex) -> None:
     """Cache an intact shard's index; a read-only cache folder is no error."""
     if index.fault:
         return
-    target = cache_file(shard)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as stream:
-            np.savez(
-                stream,
-                keys=index.keys,
-                offsets=index.offsets,
-                sizes=index.sizes,
-                labels=index.labels,
-            )
-        os.replace(stream.name, target)
-    except OSError:
-        return
+    arrays = {"keys": index.keys, "offsets": index.offsets, "sizes": index.sizes}
+    store_arrays(cache_file(shard), {**arrays, "labels": index.labels})

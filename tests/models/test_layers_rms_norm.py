@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from models.clift.rms_norm import rms_norm
+from models.layers.rms_norm import rms_norm
 
 
 def test_gradient_is_that_of_finite_differences() -> None:

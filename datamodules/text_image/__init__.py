@@ -1,0 +1,1 @@
+"""Images with their captions, from any of the usual layouts on disk, and prompts to draw."""
