@@ -15,19 +15,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-farmer demo-clift demo-token_reduction test lint clean
+.PHONY: help demo demo-farmer demo-clift demo-token_reduction demo-concerto test lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | \
 	    awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST (or METHOD=clift, METHOD=token_reduction)
+demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST (or METHOD=clift, token_reduction, concerto)
 
 demo-farmer: $(VENV)/.installed
 	$(RUN) fit --config configs/farmer/demo.yaml $(OFFLINE)
 	$(RUN) test --resume runs/latest
 
-# Two processes with half of the batch each: ten minutes instead of fifteen.
+# Two processes with half of the batch each.
 demo-clift: $(VENV)/.installed
 	$(RUN) fit --config configs/clift/demo_stage1.yaml $(OFFLINE) $(TWO) --data.batch_size 2
 	$(RUN) fit --config configs/clift/demo_stage2.yaml $(OFFLINE) $(TWO) --data.batch_size 2 \
@@ -40,8 +40,27 @@ demo-token_reduction: $(VENV)/.installed
 	$(RUN) test --resume runs/latest
 	$(RUN) predict --resume runs/latest
 
+# One core pre-trains from clouds and images together, the other from clouds alone and from images
+# alone; then each arm and a random encoder are probed, and one table compares them.
+CONCERTO := $(RUN) fit --config configs/concerto/demo.yaml $(OFFLINE)
+CLOUDS_ALONE := --model.weights.mask 0.25 --model.weights.roll 0.25 --model.weights.unmask 0.5 --model.weights.cross 0
+IMAGES_ALONE := --model.weights.mask 0 --model.weights.roll 0 --model.weights.unmask 0
+QUIET := --trainer.enable_progress_bar false
+NEWEST = $$(ls -d runs/$(1)-2* | tail -n 1)
+PROBE = $(RUN) fit --config configs/concerto/demo_probe.yaml --name probe_$(1) --model.label $(1) $(2) $(QUIET) && \
+	$(RUN) test --resume "$(call NEWEST,point_segmentation/probe_$(1))" $(QUIET)
+PRETRAINED = --model.pretrained "$(call NEWEST,concerto/$(1))"
+
+demo-concerto: $(VENV)/.installed
+	$(BIN)/python -m datamodules.paired_2d3d.embedded_root
+	{ $(CONCERTO) --name clouds $(CLOUDS_ALONE) $(QUIET) && $(CONCERTO) --name images $(IMAGES_ALONE) $(QUIET); } & \
+	$(CONCERTO) --name joint && wait $$!
+	{ $(call PROBE,random,) && $(call PROBE,clouds,$(call PRETRAINED,clouds)); } & \
+	{ $(call PROBE,images,$(call PRETRAINED,images)) && $(call PROBE,joint,$(call PRETRAINED,joint)); } && wait $$!
+	$(BIN)/python -m lightning_modules.probe_table $(foreach arm,random clouds images joint,"$(call NEWEST,point_segmentation/probe_$(arm))")
+
 demo-%:
-	@echo "METHOD=$*: no such demo; there are METHOD=farmer, clift and token_reduction" >&2; exit 1
+	@echo "METHOD=$*: no such demo; there are METHOD=farmer, clift, token_reduction and concerto" >&2; exit 1
 
 test: $(VENV)/.installed-dev lint ## lint, type-check and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

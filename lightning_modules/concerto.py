@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from datamodules.paired_2d3d.batch import PairedBatch
 from lightning_modules.cli.errors import CheckpointError
-from lightning_modules.concerto_options import ConcertoCourse, ConcertoOptimisation
+from lightning_modules.concerto_batches import (
+    pretraining_views,
+    sum_over_ranks,
+    training_features,
+)
+from lightning_modules.concerto_options import ConcertoCourse, ConcertoOptimisation, rebuilt
 from lightning_modules.concerto_schedules import (
     layer_rates,
     linear_warmup,
@@ -27,7 +33,6 @@ from lightning_modules.logging_steps import is_log_step
 from lightning_modules.optimizers import keep_configured_rates
 from lightning_modules.randomness import EVALUATION, NOISE, device_generator
 from lightning_modules.schedules import cosine
-from models.concerto.clouds import PointCloud
 from models.concerto.pretraining import (
     Concerto,
     LossWeights,
@@ -40,9 +45,8 @@ from models.concerto.pretraining import (
 from models.image_encoders.frozen_encoder import FrozenEncoder
 from models.layers.standardiser import FeatureStandardiser
 
-_Options = TypeVar("_Options")
-# Keys of the streams of random numbers, so that validation never repeats a training step's.
-_TERMS = ("mask", "roll_mask", "unmask", "cross")
+# Terms of the loss, and the names of their weights.
+_TERMS = {"mask": "mask", "roll_mask": "roll", "unmask": "unmask", "cross": "cross"}
 
 
 class ConcertoPretraining(LightningModule):
@@ -51,7 +55,8 @@ class ConcertoPretraining(LightningModule):
     Logs the sum of the losses and each term unweighted (``train/loss``, ``train/mask``,
     ``train/roll_mask``, ``train/unmask``, ``train/cross``), what they are made of (``train/cosine``
     of predicted and encoded patches, ``train/prototypes_used``: exponential of the entropy of the
-    mean target) and the values in force, ``course/*``; in validation the same terms.
+    prototypes nearest to the teacher's points) and the values in force, ``course/*``; in validation
+    the same terms.
 
     Args:
         shape: Sizes of encoder, heads and patch grid.
@@ -83,10 +88,10 @@ class ConcertoPretraining(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["encoder"], logger=False)
-        shape = _rebuilt(PretrainingShape, shape)
-        self.weights = _rebuilt(LossWeights, weights)
-        self.optimisation = _rebuilt(ConcertoOptimisation, optimisation)
-        self.course = _rebuilt(ConcertoCourse, course)
+        shape = rebuilt(PretrainingShape, shape)
+        self.weights = rebuilt(LossWeights, weights)
+        self.optimisation = rebuilt(ConcertoOptimisation, optimisation)
+        self.course = rebuilt(ConcertoCourse, course)
         if self.weights.cross and encoder is None:
             raise ValueError(
                 "encoder=null: the cross-modal loss needs an image encoder; give one "
@@ -108,8 +113,8 @@ class ConcertoPretraining(LightningModule):
         self.target_standardiser = (
             FeatureStandardiser(shape.image_channels) if standardise_targets else None
         )
-        self.val_terms = nn.ModuleDict({name: MeanMetric() for name in ("loss", *_TERMS)})
-        self._taught_step = 0
+        computed = [name for name, weight in _TERMS.items() if getattr(self.weights, weight)]
+        self.val_terms = nn.ModuleDict({name: MeanMetric() for name in ("loss", *computed)})
 
     @property
     def encoder(self) -> FrozenEncoder | None:
@@ -117,38 +122,47 @@ class ConcertoPretraining(LightningModule):
         return self._encoder[0]
 
     def setup(self, stage: str) -> None:
-        """Put the image encoder where the module is."""
-        if self.encoder is not None:
-            self.encoder.to(self.device)
+        """See `check_patch_grid`."""
+        self.check_patch_grid(cast("Any", self.trainer).datamodule)
+
+    def check_patch_grid(self, data: Any) -> None:  # noqa: ANN401 - any data of paired scenes
+        """Compare the patches of the data with those of the image encoder.
+
+        Raises:
+            ValueError: If points are linked to patches of another grid than the encoder's.
+        """
+        grid = tuple(getattr(data, "patch_grid", self.shape.patch_grid))
+        if self.weights.cross and grid != self.shape.patch_grid:
+            raise ValueError(
+                f"patch_grid={grid}: the image encoder gives {self.shape.patch_grid} patches; set "
+                f"data.init_args.patch_grid to {list(self.shape.patch_grid)}"
+            )
 
     def on_fit_start(self) -> None:
         """Measure the statistics of the image features, unless a checkpoint brought them."""
-        self._taught_step = self.trainer.global_step
-        if self.encoder is not None:
-            self.encoder.to(self.device)
-        if self.target_standardiser is None or bool(self.target_standardiser.fitted):
+        standardiser = self.target_standardiser
+        if standardiser is None or not self.weights.cross or bool(standardiser.fitted):
             return
-        data = cast("Any", self.trainer).datamodule
-        paths = data.train_image_paths()
-        step = max(1, len(paths) // self.hparams["statistics_images"])
-        for batch in data.image_batches(paths[::step]):
-            self.target_standardiser.update(
-                self._encode(self.transfer_batch_to_device(batch, self.device, 0)["image"])
-            )
-        merge_statistics(self.target_standardiser, self.trainer.world_size)
+        data, images = cast("Any", self.trainer).datamodule, self.hparams["statistics_images"]
+        for tokens in training_features(data, images, self.encode_images, self.device):
+            standardiser.update(tokens)
+        merge_statistics(standardiser, self.trainer.world_size)
 
     @torch.no_grad()
     def image_tokens(self, batch: PairedBatch) -> Tensor:
         """Features (I, P, D) of the images of a batch, or those that it already holds."""
         if "image_tokens" in batch:
             return batch["image_tokens"].float()
-        return self._encode(batch["image"])
+        return self.encode_images(batch["image"])
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def encode_images(self, images: Tensor) -> Tensor:
         """Features (I, P, D) of images (I, 3, H, W) in [0, 1]."""
         encoder = cast("FrozenEncoder", self.encoder)
         if not len(images):
             return images.new_zeros(0, math.prod(self.shape.patch_grid), encoder.channels)
+        # Here, as only now is it sure that it is needed at all: features may have been stored.
+        if next(encoder.network.parameters()).device != images.device:
+            encoder.to(images.device)
         tokens: Tensor = encoder(images * 2 - 1).tokens
         return tokens.float()
 
@@ -159,34 +173,16 @@ class ConcertoPretraining(LightningModule):
             tokens = self.image_tokens(batch)
             if self.target_standardiser is not None and len(tokens):
                 tokens = self.target_standardiser(tokens)
-        return PretrainingViews(
-            global_=self._cloud(batch, "global"),
-            local=self._cloud(batch, "local"),
-            correspondence=batch["correspondence"],
-            image_number=batch["image_number"],
-            image_tokens=tokens,
-        )
+        return pretraining_views(batch, tokens)
 
-    def _cloud(self, batch: PairedBatch, name: str) -> PointCloud:
-        fields = cast("dict[str, Tensor]", batch)
-        parts = [fields[f"{name}_{part}"] for part in ("coord", "colour", "normal")]
-        return PointCloud(
-            coord=parts[0],
-            feat=torch.cat(parts, 1),  # (N, 9)
-            offset=fields[f"{name}_offset"],
-            grid_coord=None,
-            origin_coord=fields[f"{name}_origin_coord"],
-        )
-
-    def settings(self) -> StepSettings:
-        """Mask and temperature of the present optimiser step."""
-        step, total, course = self.trainer.global_step, self._total_steps(), self.course
+    def settings(self, step: int | None = None) -> StepSettings:
+        """Mask and temperature of an optimiser step, counted from 0; None takes the last ones."""
+        course, total = self.course, 1 if step is None else self._total_steps()
+        at = (total if step is None else step, total, course.warmup_share)
         return StepSettings(
-            mask_size=linear_warmup(step, total, course.warmup_share, *course.mask_size),
-            mask_ratio=linear_warmup(step, total, course.warmup_share, *course.mask_ratio),
-            teacher_temperature=linear_warmup(
-                step, total, course.warmup_share, *course.teacher_temperature
-            ),
+            mask_size=linear_warmup(*at, *course.mask_size),
+            mask_ratio=linear_warmup(*at, *course.mask_ratio),
+            teacher_temperature=linear_warmup(*at, *course.teacher_temperature),
             grid_size=self.hparams["grid_size"],
         )
 
@@ -196,21 +192,13 @@ class ConcertoPretraining(LightningModule):
     def training_step(self, batch: PairedBatch, batch_idx: int) -> Tensor:
         """The weighted sum of the losses of one batch."""
         key = (self.current_epoch, batch_idx, self.global_rank)
-        generator = device_generator(self.device, self.hparams["seed"], NOISE, *key)
-        settings = self.settings()
-        terms = self._terms(batch, settings, generator)
+        draws = StepDraws(device_generator(self.device, self.hparams["seed"], NOISE, *key))
+        settings = self.settings(self.trainer.global_step)
+        reduce = sum_over_ranks if self.trainer.world_size > 1 else None
+        terms: PretrainingTerms = self.network(self.views(batch), settings, draws, reduce=reduce)
         if is_log_step(self.trainer):
             self._log_terms(terms, settings)
         return terms.loss
-
-    def _terms(
-        self, batch: PairedBatch, settings: StepSettings, generator: torch.Generator
-    ) -> PretrainingTerms:
-        draws = StepDraws(generator=generator)
-        reduce = _sum_over_ranks if self.trainer.world_size > 1 else None
-        return cast(
-            "PretrainingTerms", self.network(self.views(batch), settings, draws, reduce=reduce)
-        )
 
     def _log_terms(self, terms: PretrainingTerms, settings: StepSettings) -> None:
         self.log("train/loss", terms.loss, prog_bar=True)
@@ -233,12 +221,16 @@ class ConcertoPretraining(LightningModule):
             if options.cycle_momentum:
                 group["betas"] = (beta1, group["betas"][1])
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
-        """Let the teacher follow, once an optimiser step."""
-        step = self.trainer.global_step
-        if step > self._taught_step:
-            self.network.update_teacher(self.momentum(step - 1))
-            self._taught_step = step
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make a step and let the teacher follow, ahead of anything that saves both."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.network.update_teacher(self.momentum(self.trainer.global_step))
 
     def validation_step(self, batch: PairedBatch, batch_idx: int) -> None:
         """The losses of the validation rooms, under masks that are the same every time."""
@@ -250,20 +242,15 @@ class ConcertoPretraining(LightningModule):
 
     def _evaluate(self, stage: str, batch: PairedBatch) -> None:
         numbers = batch["index"].tolist()
-        generator = device_generator(self.device, self.hparams["seed"], EVALUATION, *numbers)
-        last = StepSettings(
-            mask_size=self.course.mask_size[1],
-            mask_ratio=self.course.mask_ratio[1],
-            teacher_temperature=self.course.teacher_temperature[1],
-            grid_size=self.hparams["grid_size"],
-        )
-        draws = StepDraws(generator=generator)
-        terms = cast("PretrainingTerms", self.network(self.views(batch), last, draws, reduce=None))
+        key = (self.hparams["seed"], EVALUATION, *numbers)
+        draws = StepDraws(device_generator(self.device, *key))
+        terms: PretrainingTerms = self.network(self.views(batch), self.settings(), draws)
         values = {"loss": terms.loss, **terms.measured()}
-        for name, metric in self.val_terms.items():
-            if name in values:
-                cast("MeanMetric", metric).update(values[name], len(numbers))
-                self.log(f"{stage}/{name}", cast("MeanMetric", metric), prog_bar=name == "loss")
+        for name, module in self.val_terms.items():
+            metric = cast("MeanMetric", module)
+            # Also where a batch shows no images, as the other processes wait for this one.
+            metric.update(values.get(name, 0.0), len(numbers) if name in values else 0)
+            self.log(f"{stage}/{name}", metric, prog_bar=name == "loss")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a rate for each block; the one-cycle schedule by optimiser step."""
@@ -308,15 +295,3 @@ class ConcertoPretraining(LightningModule):
                 f"encoder {own}: the checkpoint learnt from features of {stored}; give the same "
                 "image encoder, weights and layer (model.encoder)"
             )
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum of a tensor over all processes."""
-    total = values.clone()
-    dist.all_reduce(total)
-    return total
-
-
-def _rebuilt(kind: type[_Options], value: _Options | dict[str, Any]) -> _Options:
-    """A checkpoint hands a dataclass back as a plain dictionary."""
-    return kind(**value) if isinstance(value, dict) else value

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,8 @@ class ConcertoCourse:
                 f"teacher_temperature={tuple(self.teacher_temperature)}: must be > 0 "
                 "(model.course.teacher_temperature)"
             )
+
+
+def rebuilt(kind: type[_Options], value: _Options | dict[str, Any]) -> _Options:
+    """A checkpoint hands a dataclass back as a plain dictionary."""
+    return kind(**value) if isinstance(value, dict) else value

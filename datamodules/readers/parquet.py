@@ -29,12 +29,12 @@ class ParquetRows(NamedTuple):
     """Rows of the files of one split.
 
     Attributes:
-        dataset: a ``datasets.Dataset`` whose images are encoded files.
+        table: pyarrow's table, or that of a ``datasets.Dataset``; images are encoded files.
         sources: (name of a file, rows in it) in row order.
         fingerprint: identity of the files.
     """
 
-    dataset: Any
+    table: Any
     sources: list[tuple[str, int]]
     fingerprint: str
 
@@ -43,7 +43,7 @@ class ParquetReader:
     """Rows of one split.
 
     Args:
-        dataset: a ``datasets.Dataset`` with the columns image and label.
+        table: pyarrow's table, or that of a ``datasets.Dataset``, with columns image and label.
         sources: (name of a file, rows in it) in row order.
         fingerprint: identity of the files.
 
@@ -51,19 +51,21 @@ class ParquetReader:
         DataError: if a column is missing or has the wrong type.
     """
 
-    def __init__(self, dataset: Any, sources: list[tuple[str, int]], fingerprint: str) -> None:  # noqa: ANN401
+    def __init__(self, table: Any, sources: list[tuple[str, int]], fingerprint: str) -> None:  # noqa: ANN401
+        from datasets import Features
         from pyarrow import compute
 
         names = [name for name, _ in sources]
-        _check_columns(dataset.data.schema, names[0])
+        _check_columns(table.schema, names[0])
         # Only this column of bytes, so that a read builds no path and no dictionary.
-        self._bytes = compute.struct_field(dataset.data.column("image"), "bytes")
-        labels = dataset.data.column("label").cast("int64").fill_null(_NULL)
+        self._bytes = compute.struct_field(table.column("image"), "bytes")
+        labels = table.column("label").cast("int64").fill_null(_NULL)
         self._labels: NDArray[np.int64] = np.asarray(labels.to_numpy(), dtype=np.int64)
         self._names = names
         self._ends = np.cumsum([rows for _, rows in sources])
         self._fingerprint = fingerprint
-        self._class_names = _class_names(dataset.features["label"], self._labels)
+        features = Features.from_arrow_schema(table.schema)
+        self._class_names = _class_names(features["label"], self._labels)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -153,7 +155,6 @@ def read_rows(
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset, Features, Image
 
     rows = []
     for file in files:
@@ -168,14 +169,22 @@ def read_rows(
         rows.append(metadata.num_rows)
     if sum(file.stat().st_size for file in files) <= _IN_MEMORY_BYTES:
         tables = [pq.read_table(file) for file in files]
-        dataset = Dataset(pa.concat_tables(tables, promote_options="default"))
+        table = pa.concat_tables(tables, promote_options="default")
     else:
-        features = Features.from_arrow_schema(pq.read_schema(files[0]))
-        if image in features:
-            features[image] = Image(decode=False)
-        dataset = Dataset.from_parquet([str(file) for file in files], features=features)
+        table = _mapped_table(files, image)
     sources = [(str(file), count) for file, count in zip(files, rows, strict=True)]
-    return ParquetRows(dataset, sources, file_stamp(files))
+    return ParquetRows(table, sources, file_stamp(files))
+
+
+def _mapped_table(files: list[Path], image: str) -> Any:  # noqa: ANN401 - a datasets table
+    """The memory-mapped Arrow copy of files in the cache of the datasets library."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Features, Image
+
+    features = Features.from_arrow_schema(pq.read_schema(files[0]))
+    if image in features:
+        features[image] = Image(decode=False)
+    return Dataset.from_parquet([str(file) for file in files], features=features).data
 
 
 def _open_files(files: list[Path]) -> ParquetReader:
@@ -232,7 +241,7 @@ def open_hub(name: str) -> dict[Split, ParquetReader]:
         if split not in SPLIT_WORDS:
             continue
         _check_columns(dataset.data.schema, f"{name}[{split}]")
-        table = dataset.cast_column("image", Image(decode=False))
+        table = dataset.cast_column("image", Image(decode=False)).data
         stamp = f"{name}:{split}:{dataset.num_rows}:{dataset.info.version}"
         sources = [(f"{name}[{split}]", dataset.num_rows)]
         readers[SPLIT_WORDS[split]] = ParquetReader(table, sources, stamp)

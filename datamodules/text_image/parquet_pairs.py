@@ -76,7 +76,7 @@ class ParquetPairs:
         from pyarrow import compute
         from pyarrow import types as kinds
 
-        table = rows.dataset.data
+        table = rows.table
         names = [name for name, _ in rows.sources]
         _check_columns(table.schema, names[0])
         image = table.column(_first(_IMAGE_COLUMNS, table.schema))
@@ -217,8 +217,8 @@ def open_hub_pairs(name: str) -> dict[Split, ParquetPairs]:
         source = f"{name}[{split}]"
         _check_columns(dataset.data.schema, source)
         image = _first(_IMAGE_COLUMNS, dataset.data.schema)
-        rows = dataset.cast_column(image, Image(decode=False))
+        table = dataset.cast_column(image, Image(decode=False)).data
         stamp = f"{name}:{split}:{dataset.num_rows}:{dataset.info.version}"
-        found = ParquetRows(rows, [(source, dataset.num_rows)], stamp)
+        found = ParquetRows(table, [(source, dataset.num_rows)], stamp)
         readers[SPLIT_WORDS[split]] = ParquetPairs(found, None)
     return readers

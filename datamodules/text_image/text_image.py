@@ -169,6 +169,13 @@ class TextImagePairs(LightningDataModule):
         stores = open_stores(self.features, "train", self.data_fingerprint, self._faults)
         return {name: store.index.identity for store in stores for name in store.index.tensors}
 
+    def use_features(self, folder: Path) -> None:
+        """Read stored tensors from now on, as if they had been given as ``features``."""
+        self.features = Path(folder)
+        check_arguments(self)
+        self._evaluated.clear()
+        self.__dict__.pop("feature_identities", None)
+
     def stored_split(self, split: Split) -> Split:
         """The split under whose name tensors of a split's samples are to be stored."""
         return self._opened.stored(split)

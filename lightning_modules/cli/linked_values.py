@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning_modules.cli.errors import ConfigError
 from lightning_modules.cli.settings import Setting, explicit_value
 
-LINKED_TO_DATA = ("image_size", "channels", "levels", "num_classes")
+LINKED_TO_DATA = ("image_size", "channels", "levels", "num_classes", "grid_size")
 
 
 def linked_values(data: LightningDataModule, model: LightningModule) -> dict[str, Any]:

@@ -41,18 +41,21 @@ class ClusterTerm(NamedTuple):
         loss: Scalar.
         matches: (m, 2) int64 rows of student and teacher.
         targets: (m, P) probabilities.
+        nearest: (m,) int64 prototype most similar to each of the teacher's points.
     """
 
     loss: Tensor
     matches: Tensor
     targets: Tensor
+    nearest: Tensor
 
 
 class TargetUsage(NamedTuple):
-    """How the targets of a batch spread over the prototypes.
+    """How the teacher's points of a batch spread over the prototypes.
 
     Attributes:
-        perplexity: Exponential of the entropy of the mean target: the number of prototypes in use.
+        perplexity: Exponential of the entropy of their nearest prototypes: the number in use. The
+            mean target says nothing of it, as targets are balanced over all prototypes.
         peak: Mean of the largest probability of each target.
     """
 
@@ -92,13 +95,12 @@ def cluster_term(
         student.origin_coord, ends, teacher.origin_coord, teacher.offset, rule.radius
     )
     ours, theirs = matches.unbind(1)
-    targets = sinkhorn_targets(
-        teacher.similarity.index_select(0, theirs), rule.teacher_temperature, reduce=rule.reduce
-    )
+    taught = teacher.similarity.index_select(0, theirs)
+    targets = sinkhorn_targets(taught, rule.teacher_temperature, reduce=rule.reduce)
     similarity = student.similarity.index_select(0, ours)
     cloud = batch_numbers(student.offset)[ours]
     loss = cluster_loss(similarity, targets, cloud, rule.student_temperature)
-    return ClusterTerm(loss, matches, targets)
+    return ClusterTerm(loss, matches, targets, taught.argmax(1))
 
 
 def cluster_loss(similarity: Tensor, targets: Tensor, cloud: Tensor, temperature: float) -> Tensor:
@@ -127,10 +129,9 @@ def cluster_loss(similarity: Tensor, targets: Tensor, cloud: Tensor, temperature
 
 
 @torch.no_grad()
-def target_usage(targets: Tensor) -> TargetUsage:
-    """Usage of the prototypes by targets (m, P); zeros if there are none."""
+def target_usage(targets: Tensor, nearest: Tensor) -> TargetUsage:
+    """Usage of the prototypes by targets (m, P) and nearest ones (m,); zeros if there are none."""
     if not len(targets):
         return TargetUsage(targets.new_zeros(()), targets.new_zeros(()))
-    return TargetUsage(
-        perplexity=torch.special.entr(targets.mean(0)).sum().exp(), peak=targets.amax(1).mean()
-    )
+    shares = torch.bincount(nearest, minlength=targets.shape[1]) / len(nearest)
+    return TargetUsage(torch.special.entr(shares).sum().exp(), targets.amax(1).mean())

@@ -134,7 +134,8 @@ class Concerto(nn.Module):
         for name, term in terms.items():
             statistics[f"{name}_matches"] = term.loss.new_tensor(len(term.matches))
         if terms:
-            usage = target_usage(next(iter(terms.values())).targets)
+            first = next(iter(terms.values()))
+            usage = target_usage(first.targets, first.nearest)
             statistics |= {"prototypes_used": usage.perplexity, "target_peak": usage.peak}
         cross = self._cross(masked, views) if self.weights.cross > 0 else None
         return self._join(terms, cross, statistics)

@@ -140,9 +140,10 @@ class PretrainingTerms(NamedTuple):
             mean of the others takes its place in ``loss``.
         statistics: ``masked_share`` of the points; ``mask_matches``, ``roll_mask_matches`` and
             ``unmask_matches``, numbers of matched points; ``prototypes_used``, exponential of the
-            entropy of the mean target, and ``target_peak``, mean largest probability, of the first
-            of these losses; ``patches`` with points and ``cosine``, mean Pearson correlation of
-            predicted and given features. What does not apply is left out.
+            entropy of the prototypes nearest to the teacher's points, and ``target_peak``, mean
+            largest probability of a target, of the first of these losses; ``patches`` with points
+            and ``cosine``, mean Pearson correlation of predicted and given features. What does not
+            apply is left out.
     """
 
     loss: Tensor

@@ -40,7 +40,7 @@ def test_train_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for words in commands("python train.py"):
         seen.add(words[0])
         # No such data or weights here: parse alone.
-        if any(re.search("imagenet256|configs/(clift|token_reduction)", word) for word in words):
+        if any(re.search("imagenet256|configs/(clift|token_reduction|concerto|bifrost)", word) for word in words):
             outcome = call(*words, "--print_config")
         elif words[0] == "fit" and "--resume" not in words:
             outcome = call(*words, *SMALL)

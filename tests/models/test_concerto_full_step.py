@@ -88,8 +88,8 @@ def test_statistics_count_what_was_compared(step: FullStep) -> None:
         assert int(measured[f"{name}_matches"]) == len(case[f"out.{name}_match_index"])
     assert int(measured["patches"]) == int(case["out.patch_has_points"].sum())
     assert float(measured["masked_share"]) == pytest.approx(float(case["out.mask"].float().mean()))
-    mean = case["out.mask_target"].double().mean(0)
-    used = float((-(mean * mean.log()).sum()).exp())
+    nearest = case["out.teacher_sim"].argmax(1)[case["out.mask_match_index"][:, 1]]
+    used = float(torch.special.entr(torch.bincount(nearest) / len(nearest)).sum().exp())
     assert float(measured["prototypes_used"]) == pytest.approx(used, rel=1e-3)
     cosine = 1 - float(case["out.enc2d_loss"]) / 10
     assert float(measured["cosine"]) == pytest.approx(cosine, abs=1e-5)

@@ -234,16 +234,26 @@ def test_no_matches_give_no_loss_and_no_gradient() -> None:
     assert term.matches.shape == (0, 2)
     assert similarity.grad is not None
     assert similarity.grad.abs().max() == 0
-    assert target_usage(term.targets) == (0, 0)
+    assert target_usage(term.targets, term.nearest) == (0, 0)
 
 
-def test_usage_counts_the_prototypes_of_the_mean_target() -> None:
-    usage = target_usage(torch.eye(8)[torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])])
+def test_usage_counts_the_nearest_prototypes() -> None:
+    nearest = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    usage = target_usage(torch.eye(8)[nearest], nearest)
     assert float(usage.perplexity) == pytest.approx(4)
     assert float(usage.peak) == 1
-    uniform = target_usage(torch.full((3, 8), 1 / 8))
-    assert float(uniform.perplexity) == pytest.approx(8)
-    assert float(uniform.peak) == pytest.approx(1 / 8)
+
+
+def test_usage_sees_a_collapse_that_balanced_targets_hide() -> None:
+    similarity = torch.zeros(6, 8)
+    similarity[:, 3] = 0.9  # of all points alike
+    place = torch.arange(6.0)[:, None].expand(6, 3)
+    points = ClusteredPoints(similarity, place, torch.tensor([6]))
+    term = cluster_term(points, points, ClusterRule(0.3, 0.1, 0.05))
+    torch.testing.assert_close(term.targets, torch.full((6, 8), 1 / 8))
+    usage = target_usage(term.targets, term.nearest)
+    assert float(usage.perplexity) == pytest.approx(1)
+    assert float(usage.peak) == pytest.approx(1 / 8)
 
 
 def test_clouds_are_selected_in_the_order_asked_for() -> None:

@@ -9,6 +9,8 @@ import pytest
 from calls import call, fit, write_tiny
 from comparison import assert_same_weights, rows
 
+from tests.lightning_modules.bifrost_runs import write_foundations, write_pairs
+
 EMA = """\
 trainer:
   callbacks:
@@ -29,6 +31,50 @@ _TINY_CLIFT = [
     "--trainer.enable_model_summary=false",
     "--trainer.max_steps=6",
     "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+]
+
+_TINY_ROOMS = [
+    "--data.procedural_rooms=[4,1,0,0]",
+    "--data.cache_dir=rooms",
+    "--data.batch_size=1",
+    "--data.eval_batch_size=2",
+    "--trainer.enable_model_summary=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.log_every_n_steps=1",
+]
+
+_TINY_CONCERTO = [
+    *_TINY_ROOMS,
+    "--data.max_points=100",
+    "--data.images_per_item=2",
+    "--data.patch_grid=[4,4]",
+    "--model.encoder.image_size=64",
+    "--model.shape.encoder.channels=[16,32]",
+    "--model.shape.encoder.heads=[1,2]",
+    "--model.shape.encoder.depths=[1,1]",
+    "--model.shape.encoder.drop_path=0.3",
+    "--model.shape.hidden=32",
+    "--model.shape.embed=16",
+    "--model.shape.prototypes=24",
+    "--model.shape.cluster_level=0",
+    "--model.shape.cross_level=1",
+    "--model.statistics_images=4",
+    "--trainer.limit_val_batches=1",
+]
+
+_TINY_BIFROST = [
+    "--data.root=pairs",
+    "--data.image_size=16",
+    "--data.batch_size=8",
+    "--data.caption_dropout=0.3",
+    "--model.foundation.folder=foundations",
+    "--model.decoding.steps=2",
+    "--trainer.callbacks=null",
+    "--trainer.val_check_interval=2",
+    "--trainer.max_steps=7",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_model_summary=false",
     "--trainer.enable_progress_bar=false",
 ]
 
@@ -77,6 +123,66 @@ METHODS = {
             "--trainer.log_every_n_steps=1",
             "--trainer.enable_model_summary=false",
             "--trainer.enable_progress_bar=false",
+        ],
+        (1, 5),
+    ),
+    "concerto": (
+        CONFIGS / "concerto/demo.yaml",
+        [
+            *_TINY_CONCERTO,
+            "--data.views.drop_some=0.5",
+            "--data.views.elastic_chance=0.5",
+            "--trainer.callbacks=null",
+            "--trainer.max_steps=6",
+            "--trainer.val_check_interval=2",
+        ],
+        (1, 5),
+    ),
+    # With stored features of images, and gradients of two batches for each step.
+    "concerto, stored features": (
+        CONFIGS / "concerto/demo.yaml",
+        [
+            *_TINY_CONCERTO,
+            "--trainer.callbacks=lightning_modules.callbacks.image_feature_store.ImageFeatureStore",
+            "--trainer.accumulate_grad_batches=2",
+            "--trainer.max_steps=4",
+        ],
+        (3,),
+    ),
+    "concerto probe": (
+        CONFIGS / "concerto/demo_probe.yaml",
+        [
+            *_TINY_ROOMS,
+            "--model.shape.channels=[16,32]",
+            "--model.shape.heads=[1,2]",
+            "--model.shape.depths=[1,1]",
+            "--model.shape.drop_path=0.3",
+            "--model.drop_path=true",
+            "--model.shuffle_orders=true",
+            "--model.cache_features=false",
+            "--data.train_scenes=4",
+            "--data.augment=true",
+            "--data.max_points=300",
+            "--trainer.callbacks=null",
+            "--trainer.check_val_every_n_epoch=1",
+            "--trainer.max_steps=6",
+        ],
+        (1, 5),
+    ),
+    "bifrost branch": (
+        CONFIGS / "bifrost/demo_branch.yaml",
+        [*_TINY_BIFROST, "--model.latent_noise=0.1"],
+        (1, 5),
+    ),
+    # Averages take the batch norms' statistics along.
+    "bifrost controlnet, EMA": (
+        CONFIGS / "bifrost/demo_controlnet.yaml",
+        [
+            *_TINY_BIFROST,
+            "--model.painter.folder=foundations",
+            "--model.shape={double_layers: 1, single_layers: 1, lean_attention: true}",
+            "--trainer.precision=32-true",
+            "--config=ema.yaml",
         ],
         (1, 5),
     ),
@@ -139,6 +245,10 @@ def test_resume_of_a_method_is_exact(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config, flags, steps = METHODS[method]
+    write_tiny(tmp_path, EMA, "ema.yaml")
+    if "--data.root=pairs" in flags:
+        write_foundations(tmp_path / "foundations")
+        write_pairs(tmp_path / "pairs")
     reference = fit(tmp_path, *SAVE_EVERY_STEP, *flags, config=config)
     _check_resumes(tmp_path, reference, steps)
 
