@@ -11,6 +11,7 @@ from calls import call
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+NO_DATA = re.compile("imagenet256|configs/(clift|token_reduction|concerto|bifrost)")
 SMALL = [
     "--data.embedded=digits",
     "--data.image_size=8",
@@ -40,7 +41,7 @@ def test_train_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for words in commands("python train.py"):
         seen.add(words[0])
         # No such data or weights here: parse alone.
-        if any(re.search("imagenet256|configs/(clift|token_reduction|concerto|bifrost)", word) for word in words):
+        if any(NO_DATA.search(word) for word in words):
             outcome = call(*words, "--print_config")
         elif words[0] == "fit" and "--resume" not in words:
             outcome = call(*words, *SMALL)

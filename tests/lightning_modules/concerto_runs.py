@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from datamodules.paired_2d3d import PairedScenes
 from datamodules.paired_2d3d.view_options import ViewOptions
@@ -16,7 +19,19 @@ from tests.datamodules.paired_roots import paired_root
 from tests.lightning_modules.clift_runs import tiny_trainer
 from tests.lightning_modules.reduction_runs import tiny_encoder
 
-__all__ = ["ARMS", "SHAPE", "scenes", "tiny_concerto", "tiny_encoder", "tiny_trainer", "tree"]
+__all__ = [
+    "ARMS",
+    "SHAPE",
+    "Watcher",
+    "logged",
+    "scenes",
+    "tiny_concerto",
+    "tiny_encoder",
+    "tiny_trainer",
+    "tree",
+    "watched_run",
+    "without_images",
+]
 
 SHAPE = PretrainingShape(
     encoder=EncoderShape(
@@ -77,3 +92,58 @@ def without_images(root: Path, split: str, *numbers: int) -> None:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root of eight training and two validation rooms with two photographs each."""
     return paired_root(tmp_path_factory.mktemp("paired") / "rooms", train=8)
+
+
+class Watcher(Callback):
+    """Keeps gradients of every optimiser step, and weights after every batch."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, Tensor | None]] = []
+        self.weights: list[dict[str, Tensor]] = []
+        self.rules: list[tuple[float, float]] = []
+        self.steps: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._keep(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        named = pl_module.named_parameters()
+        self.gradients.append({n: None if p.grad is None else p.grad.clone() for n, p in named})
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        self._keep(trainer, pl_module)
+        (group,) = {(g["weight_decay"], g["betas"][0]) for g in trainer.optimizers[0].param_groups}
+        self.rules.append(group)
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.weights.append({n: p.detach().clone() for n, p in pl_module.named_parameters()})
+        self.steps.append(trainer.global_step)
+
+
+def watched_run(
+    module: ConcertoPretraining, data: Any, folder: Path, steps: int = 3, **options: Any  # noqa: ANN401
+) -> Watcher:  # fmt: skip
+    watcher = Watcher()
+    options = {"limit_val_batches": 0, "callbacks": [watcher], **options}
+    tiny_trainer(folder, steps, **options).fit(module, data)
+    return watcher
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """Values of one name in the order of steps."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index(name)
+    values = [line.split(",")[column] for line in lines[1:]]
+    return [float(value) for value in values if value]

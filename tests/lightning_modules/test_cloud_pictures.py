@@ -1,6 +1,7 @@
 """Pictures of features in pre-training: where they go, and that weights alone decide them."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from PIL import Image
 from lightning_modules.callbacks.cloud_pictures import CloudPictures
 from lightning_modules.concerto import ConcertoPretraining
 from lightning_modules.concerto_options import ConcertoOptimisation
-from tests.lightning_modules.concerto_runs import scenes, tiny_concerto, tiny_trainer, tree
+from tests.lightning_modules.concerto_runs import SHAPE, scenes, tiny_concerto, tiny_trainer, tree
 
 __all__ = ["tree"]  # a fixture
+
+DROPPING = replace(SHAPE, encoder=replace(SHAPE.encoder, drop_path=0.5))
 
 
 class Unreachable:
@@ -69,7 +72,8 @@ def test_every_validation_leaves_a_picture(
 
 
 def test_equal_weights_give_equal_pictures_whatever_is_random(tree: Path, tmp_path: Path) -> None:
-    module = tiny_concerto(optimisation=ConcertoOptimisation(lr=1e-30))  # changes nothing
+    still = ConcertoOptimisation(lr=1e-30)  # changes nothing
+    module = tiny_concerto(shape=DROPPING, optimisation=still)
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -83,13 +87,16 @@ def test_equal_weights_give_equal_pictures_whatever_is_random(tree: Path, tmp_pa
     assert path.read_bytes() != found[0]
 
 
-def test_large_clouds_are_thinned(tree: Path) -> None:
-    module, data = tiny_concerto(), scenes(tree)
+def test_large_clouds_are_thinned_and_nothing_is_dropped(tree: Path) -> None:
+    module, data = tiny_concerto(shape=DROPPING), scenes(tree)
     cloud = data.whole_cloud(0)
-    drawn = CloudPictures(most_points=100)._colour(module, cloud)
+    drawn = CloudPictures(most_points=100)._colour(module.train(), cloud)
+    assert all(part.training for part in module.network.student.backbone.modules())
     assert 50 < len(drawn.coord) <= 100
     assert drawn.features.shape == drawn.colour.shape == drawn.coord.shape
     assert {drawn.features.dtype, drawn.colour.dtype} == {np.dtype(np.uint8)}
+    again = CloudPictures(most_points=100)._colour(module, cloud)
+    assert np.array_equal(drawn.features, again.features)
     whole = CloudPictures()._colour(module, cloud)
     assert np.array_equal(whole.coord, cloud.coord)
 
