@@ -102,7 +102,7 @@ def report_generation(
     from rich.console import Console
 
     title = f"{name} on {extra['source']}"
-    caption = "seconds are wall time for each item, all parts on this machine"
+    caption = "times are wall time for each item; groups of 100 are smaller if fewer were asked"
     table = generation_table(rows, title, caption)
     text = io.StringIO()
     width = max(Console().width, _WIDTH)
