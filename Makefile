@@ -52,7 +52,7 @@ PROBE = $(RUN) fit --config configs/concerto/demo_probe.yaml --name probe_$(1) -
 PRETRAINED = --model.pretrained "$(call NEWEST,concerto/$(1))"
 
 demo-concerto: $(VENV)/.installed
-	$(BIN)/python -m datamodules.paired_2d3d.embedded_root
+	$(BIN)/python -c "from datamodules.paired_2d3d.embedded_root import embedded_root; print(embedded_root(None))"
 	{ $(CONCERTO) --name clouds $(CLOUDS_ALONE) $(QUIET) && $(CONCERTO) --name images $(IMAGES_ALONE) $(QUIET); } & \
 	$(CONCERTO) --name joint && wait $$!
 	{ $(call PROBE,random,) && $(call PROBE,clouds,$(call PRETRAINED,clouds)); } & \

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from datamodules.cloud_files import find_clouds, read_cloud
 from datamodules.errors import DataError
-from datamodules.loading import EvaluationSampler, OrderedLoader, rank_and_world_size
+from datamodules.loading import OrderedLoader
+from datamodules.module_loaders import ordered_loader
 from datamodules.paired_2d3d.geometry_augmentation import coord_origin
 from datamodules.paired_2d3d.normals import neighbour_normals
 from datamodules.paired_2d3d.voxel_sampling import sample_voxels, voxel_cells, voxel_inverse
@@ -95,10 +96,7 @@ class CloudFiles(LightningDataModule):
 
     def predict_dataloader(self) -> OrderedLoader:
         """``CloudFileBatch``es in the order of names."""
-        rank, world_size = rank_and_world_size(self.trainer)
-        dataset = _FileClouds(self)
-        sampler = EvaluationSampler(len(dataset), 1, rank=rank, world_size=world_size)
-        return OrderedLoader(dataset, sampler, num_workers=self.num_workers)
+        return ordered_loader(self, _FileClouds(self), 1)
 
 
 class _FileClouds(Dataset[CloudFileBatch]):

@@ -23,13 +23,11 @@ from datamodules.errors import FaultPolicy
 from datamodules.image_split import ImageSplit, PixelSource
 from datamodules.image_transforms import PixelFormat
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
     keyed_generator,
-    rank_and_world_size,
 )
+from datamodules.module_loaders import is_overfitting, ordered_loader, training_loader
 from datamodules.readers.detection import Format, open_splits
 from datamodules.readers.protocol import ImageReader, Split
 from datamodules.sample_requests import SampleRequests
@@ -212,39 +210,13 @@ class ImageNetPixels(LightningDataModule):
             name=split,
         )
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def _ordered(self, dataset: ImageSplit | SampleRequests) -> OrderedLoader:
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EvaluationSampler(
-            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size
-        )
-        return OrderedLoader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self._pin_memory
-        )
+        return ordered_loader(self, dataset, self.eval_batch_size)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented ``ImageBatch``es of ``batch_size``; resumes mid-epoch."""
-        overfit = self.trainer is not None and bool(getattr(self.trainer, "overfit_batches", 0))
-        dataset = self._split("train", augment=not overfit)
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EpochSampler(
-            len(dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=self.trainer,
-        )
+        dataset = self._split("train", augment=not is_overfitting(self.trainer))
+        return training_loader(self, dataset)
 
     def train_eval_dataloader(self) -> OrderedLoader:
         """The training split as it is: not augmented, not shuffled, every sample once."""

@@ -17,13 +17,11 @@ from datamodules.feature_origin import FeatureOrigin
 from datamodules.feature_shards import FeatureShard, open_cache
 from datamodules.feature_split import FeatureSplit
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
     keyed_generator,
-    rank_and_world_size,
 )
+from datamodules.module_loaders import ordered_loader, training_loader
 from datamodules.readers.protocol import Split
 
 _COMMAND = "python train.py predict --config configs/token_reduction/cache_features.yaml"
@@ -201,40 +199,13 @@ class TokenFeatures(LightningDataModule):
             )
         return FeatureSplit(shards, positions, verify=self.verify)
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def _ordered(self, split: Split) -> OrderedLoader:
         dataset = self._split(split)
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EvaluationSampler(
-            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size
-        )
-        return OrderedLoader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self._pin_memory
-        )
+        return ordered_loader(self, dataset, self.eval_batch_size)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``FeatureBatch``es of ``batch_size``; resumes mid-epoch."""
-        overfit = self.trainer is not None and bool(getattr(self.trainer, "overfit_batches", 0))
-        dataset = self._split("train")
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EpochSampler(
-            len(dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=self.trainer,
-        )
+        return training_loader(self, self._split("train"))
 
     def train_eval_dataloader(self) -> OrderedLoader:
         """The training split, not shuffled, every image once."""

@@ -21,12 +21,10 @@ from datamodules.documents.glyphs import REGION_NAMES
 from datamodules.errors import FaultPolicy
 from datamodules.image_transforms import PixelFormat
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
-    rank_and_world_size,
 )
+from datamodules.module_loaders import is_overfitting, ordered_loader, training_loader
 from datamodules.readers.protocol import Split
 
 _Pictures = TrainingPictures | EvaluationPictures | DiskSplit
@@ -198,42 +196,13 @@ class DocumentsAndPhotographs(LightningDataModule):
             return self._from_disk.split("train")
         return TrainingPictures(self.train_size, self.patch_size, seed=self.seed, fresh=fresh)
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def _ordered(self, dataset: _Pictures, count: int | None = None) -> OrderedLoader:
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EvaluationSampler(
-            min(count or len(dataset), len(dataset)),
-            self.eval_batch_size,
-            rank=rank,
-            world_size=world_size,
-        )
-        return OrderedLoader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self._pin_memory
-        )
+        return ordered_loader(self, dataset, self.eval_batch_size, count)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``DocumentBatch``es of ``batch_size``; resumes mid-epoch."""
-        overfit = self.trainer is not None and bool(getattr(self.trainer, "overfit_batches", 0))
-        dataset = self._training(fresh=not overfit)
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EpochSampler(
-            len(dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=self.trainer,
-        )
+        dataset = self._training(fresh=not is_overfitting(self.trainer))
+        return training_loader(self, dataset)
 
     def train_eval_dataloader(self) -> OrderedLoader:
         """The training images of the first epoch, not shuffled, every one once."""

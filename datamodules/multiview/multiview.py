@@ -13,11 +13,14 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.errors import FaultPolicy
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
-    rank_and_world_size,
+)
+from datamodules.module_loaders import (
+    is_overfitting,
+    ordered_loader,
+    training_loader,
+    training_sampler,
 )
 from datamodules.multiview.argument_checks import check_arguments, resolve_sampling
 from datamodules.multiview.augmentation import Augmentation
@@ -202,35 +205,15 @@ class MultiviewRays(LightningDataModule):
         if stage != "fit" or getattr(self.trainer, "limit_val_batches", 1) != 0:
             len(self._data.evaluation_entries)
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``MultiviewBatch``es of ``batch_size`` scenes; resumes mid-epoch."""
-        trainer = self.trainer
-        overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
-        rank, world_size = rank_and_world_size(trainer)
-        sampler = EpochSampler(
-            len(self._data.training_positions),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
+        sampler = training_sampler(self, len(self._data.training_positions))
         stored = None if self.clusters is None else ClusterFolder(self.clusters)
         if stored is not None and self.on_error == "raise":
             stored.check(self.training_scenes)
-        augmentation = Augmentation() if overfit else self.augmentation
-        dataset = self.training_views(training_steps(sampler, trainer), augmentation, stored)
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=trainer,
-        )
+        augmentation = Augmentation() if is_overfitting(self.trainer) else self.augmentation
+        dataset = self.training_views(training_steps(sampler, self.trainer), augmentation, stored)
+        return training_loader(self, dataset, sampler)
 
     def training_views(
         self,
@@ -263,13 +246,7 @@ class MultiviewRays(LightningDataModule):
         return [names[position] for position in data.training_positions.tolist()]
 
     def _ordered(self, dataset: EvaluationViews | CameraPaths) -> OrderedLoader:
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EvaluationSampler(
-            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size
-        )
-        return OrderedLoader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self._pin_memory
-        )
+        return ordered_loader(self, dataset, self.eval_batch_size)
 
     def val_dataloader(self) -> OrderedLoader:
         """The evaluation's ``MultiviewBatch``es in order, every entry once."""

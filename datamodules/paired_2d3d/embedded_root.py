@@ -1,7 +1,4 @@
-"""Where the embedded rooms lie, for every data module that reads them.
-
-``python -m datamodules.paired_2d3d.embedded_root`` makes them, if need be, and says where.
-"""
+"""Where the embedded rooms lie, for every data module that reads them."""
 
 from __future__ import annotations
 
@@ -33,7 +30,3 @@ def embedded_root(cache_dir: Path | None, rooms: tuple[int, int, int, int] = ROO
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     counts = dict(zip(SPLITS, rooms, strict=True))
     return room_tree(cache_dir or home / "quintet" / "procedural", counts, _SEED)
-
-
-if __name__ == "__main__":
-    print(embedded_root(None))

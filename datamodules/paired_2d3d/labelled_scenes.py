@@ -11,13 +11,11 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.errors import DataError
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
     keyed_generator,
-    rank_and_world_size,
 )
+from datamodules.module_loaders import is_overfitting, ordered_loader, training_loader
 from datamodules.paired_2d3d.embedded_root import ROOMS, embedded_root
 from datamodules.paired_2d3d.labelled_augmentation import LabelledAugmentation
 from datamodules.paired_2d3d.labelled_splits import EvaluationClouds, LabelSource, TrainingClouds
@@ -224,39 +222,13 @@ class LabelledScenes(LightningDataModule):
             self.seed,
         )
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``LabelledBatch``es of ``batch_size``; resumes mid-epoch."""
-        overfit = self.trainer is not None and bool(getattr(self.trainer, "overfit_batches", 0))
-        dataset = self._training_clouds(self.augment and not overfit)
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EpochSampler(
-            len(dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=self.trainer,
-        )
+        dataset = self._training_clouds(self.augment and not is_overfitting(self.trainer))
+        return training_loader(self, dataset)
 
     def _ordered(self, dataset: TrainingClouds | EvaluationClouds) -> OrderedLoader:
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EvaluationSampler(
-            len(dataset), self.eval_batch_size, rank=rank, world_size=world_size
-        )
-        return OrderedLoader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self._pin_memory
-        )
+        return ordered_loader(self, dataset, self.eval_batch_size)
 
     def train_eval_dataloader(self) -> OrderedLoader:
         """The training clouds, not shuffled and not changed, every one once."""

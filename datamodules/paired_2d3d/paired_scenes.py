@@ -12,12 +12,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
-    rank_and_world_size,
 )
+from datamodules.module_loaders import is_overfitting, ordered_loader, training_loader
 from datamodules.paired_2d3d.embedded_root import ROOMS, embedded_root
 from datamodules.paired_2d3d.image_features import ImageFeatures
 from datamodules.paired_2d3d.images import ImageAugmentation
@@ -260,37 +258,14 @@ class PairedScenes(LightningDataModule):
             features=self._features(),
         )
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``PairedBatch``es of ``batch_size`` items; resumes mid-epoch."""
-        trainer = self.trainer
-        overfit = trainer is not None and bool(getattr(trainer, "overfit_batches", 0))
-        rank, world_size = rank_and_world_size(trainer)
-        sampler = EpochSampler(
-            len(self._train_items),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(
-            self._dataset(self._train_items, training=True, fixed=overfit),
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=trainer,
-        )
+        overfit = is_overfitting(self.trainer)
+        dataset = self._dataset(self._train_items, training=True, fixed=overfit)
+        return training_loader(self, dataset)
 
     def _ordered(self, dataset: Dataset[Any], batch_size: int) -> OrderedLoader:
-        rank, world_size = rank_and_world_size(self.trainer)
-        count = len(dataset)  # type: ignore[arg-type]
-        sampler = EvaluationSampler(count, batch_size, rank=rank, world_size=world_size)
-        pin = self._pin_memory
-        return OrderedLoader(dataset, sampler, num_workers=self.num_workers, pin_memory=pin)
+        return ordered_loader(self, dataset, batch_size)
 
     def val_dataloader(self) -> OrderedLoader | list[Any]:
         """``PairedBatch``es of the validation items in order, the same views every time."""

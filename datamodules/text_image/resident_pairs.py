@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.errors import DataError
-from datamodules.loading import EpochSampler, ResumableLoader, rank_and_world_size
+from datamodules.loading import ResumableLoader
+from datamodules.module_loaders import pins_memory, training_sampler
 from datamodules.readers.protocol import Split
 from datamodules.text_image.detection import PairLayout
 from datamodules.text_image.text_image import TextImagePairs
@@ -132,15 +133,6 @@ class ResidentPairs(TextImagePairs):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``PairPositions`` of ``batch_size`` pairs; resumes mid-epoch."""
-        overfit = self.trainer is not None and bool(getattr(self.trainer, "overfit_batches", 0))
-        rank, world_size = rank_and_world_size(self.trainer)
         dataset = _Positions(self.num_captions)
-        sampler = EpochSampler(
-            len(dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(dataset, sampler, pin_memory=self._pin_memory, trainer=self.trainer)
+        sampler = training_sampler(self, len(dataset))
+        return ResumableLoader(dataset, sampler, pin_memory=pins_memory(self), trainer=self.trainer)

@@ -12,12 +12,10 @@ from lightning.pytorch import LightningDataModule
 
 from datamodules.errors import FaultPolicy
 from datamodules.loading import (
-    EpochSampler,
-    EvaluationSampler,
     OrderedLoader,
     ResumableLoader,
-    rank_and_world_size,
 )
+from datamodules.module_loaders import is_overfitting, ordered_loader, training_loader
 from datamodules.readers.protocol import Split
 from datamodules.text_image.argument_checks import check_arguments
 from datamodules.text_image.batch import TextImageBatch
@@ -217,45 +215,16 @@ class TextImagePairs(LightningDataModule):
             name=split,
         )
 
-    @property
-    def _pin_memory(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def _ordered(self, dataset: PairSplit | Prompts, count: int | None = None) -> OrderedLoader:
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EvaluationSampler(
-            min(count or len(dataset), len(dataset)),
-            self.eval_batch_size,
-            rank=rank,
-            world_size=world_size,
-        )
-        return OrderedLoader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self._pin_memory
-        )
+        return ordered_loader(self, dataset, self.eval_batch_size, count)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled ``TextImageBatch``es of ``batch_size``; resumes mid-epoch."""
-        overfit = self.trainer is not None and bool(getattr(self.trainer, "overfit_batches", 0))
         random = (0.0, False, False)
-        if not overfit:
+        if not is_overfitting(self.trainer):
             random = (self.caption_dropout, self.random_crop, self.random_flip)
         dataset = self._split("train", PairOptions(*self._plain, *random, seed=self.seed))
-        rank, world_size = rank_and_world_size(self.trainer)
-        sampler = EpochSampler(
-            len(dataset),
-            self.batch_size,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            shuffle=not overfit,
-        )
-        return ResumableLoader(
-            dataset,
-            sampler,
-            num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
-            trainer=self.trainer,
-        )
+        return training_loader(self, dataset)
 
     def train_eval_dataloader(self) -> OrderedLoader:
         """The training pairs as they are: whole captions, centre crops, in order, each once."""

@@ -214,7 +214,7 @@ def test_ranks_share_the_data_out(
     seen: dict[str, list[int]] = {"train": [], "val": [], "predict": []}
     for rank in range(world_size):
         place = (rank, world_size)
-        monkeypatch.setattr("datamodules.imagenet.rank_and_world_size", lambda _, p=place: p)
+        monkeypatch.setattr("datamodules.module_loaders.rank_and_world_size", lambda _, p=place: p)
         data = small(root)
         for name, loader in (
             ("train", data.train_dataloader()),

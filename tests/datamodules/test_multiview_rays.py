@@ -107,7 +107,7 @@ def test_ranks_share_out_the_global_batch(tmp_path: Path, monkeypatch: pytest.Mo
     whole = batches(MultiviewRays(root, batch_size=4, **SMALL).train_dataloader())
     parts = []
     for rank in range(2):
-        place = f"{MultiviewRays.__module__}.rank_and_world_size"
+        place = "datamodules.module_loaders.rank_and_world_size"
         monkeypatch.setattr(place, lambda _, rank=rank: (rank, 2))
         data = MultiviewRays(root, batch_size=2, **SMALL)
         parts.append(batches(data.train_dataloader()))

@@ -134,7 +134,7 @@ def test_a_position_in_an_epoch_is_resumed(root: Path) -> None:
 
 def test_ranks_share_an_epoch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     together = scenes(root, batch_size=2).train_dataloader()
-    module = "datamodules.paired_2d3d.paired_scenes.rank_and_world_size"
+    module = "datamodules.module_loaders.rank_and_world_size"
     parts = []
     for rank in range(2):
         monkeypatch.setattr(module, lambda _trainer, rank=rank: (rank, 2))

@@ -198,7 +198,7 @@ def test_ranks_share_every_split(
     root = numbered_folder(fill, tmp_path, 18)
     shares: dict[str, list[list[int]]] = {"train": [], "val": [], "test": [], "predict": []}
     for rank in range(2):
-        place = "datamodules.text_image.text_image.rank_and_world_size"
+        place = "datamodules.module_loaders.rank_and_world_size"
         monkeypatch.setattr(place, lambda trainer, rank=rank: (rank, 2))
         data = small(root, val_size=5, batch_size=3)
         for name, found in shares.items():
