@@ -5,8 +5,6 @@ Numbers measured on them are to be called "procedural": they say nothing about p
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,14 +12,12 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.multiview.procedural_chunks import write_layout
 from datamodules.multiview.procedural_textures import PHOTO_FOLDER, PHOTOS, Split
-
-MARKER = "complete.json"  # written last: names and SHA-256 of all files
+from datamodules.written_once import MARKER, is_complete, locked, remove_leftovers
 
 _PROGRESS_FROM = 256  # scenes
 
@@ -64,14 +60,14 @@ def ensure_procedural(
             raise ValueError(f"{name}={value}: must be >= {least} for procedural scenes")
     scenes: dict[Split, int] = {"train": train_scenes, "test": test_scenes}
     folder = root / _cache_name(image_size, scenes, seed)
-    if _is_complete(folder):
+    if is_complete(folder, _checksums):
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{folder.name}.lock") as alone:
+        with locked(root / f".{folder.name}.lock") as alone:
             if alone:
-                _remove_leftovers(folder)
-            if not _is_complete(folder):
+                remove_leftovers(folder)
+            if not is_complete(folder, _checksums):
                 _write_cache(folder, image_size, scenes, seed)
     except OSError as error:
         raise DataError(
@@ -92,15 +88,6 @@ def _cache_name(image_size: int, scenes: dict[Split, int], seed: int) -> str:
     return f"procedural-{image_size}px-{counts}-seed{seed}-{digest.hexdigest()[:12]}"
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether a finished cache lies here unharmed."""
-    try:
-        noted = json.loads((folder / MARKER).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(noted == _checksums(folder))
-
-
 def _checksums(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder but the marker, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
@@ -112,20 +99,6 @@ def _checksums(folder: Path) -> dict[str, str]:
     return sums
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file's lock, which ends with the process; False where the disk has no locks."""
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            yield False
-        else:
-            yield True
-
-
 def _write_cache(folder: Path, image_size: int, scenes: dict[Split, int], seed: int) -> None:
     """Write a cache under a temporary name and rename it when it is complete."""
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
@@ -133,22 +106,16 @@ def _write_cache(folder: Path, image_size: int, scenes: dict[Split, int], seed: 
     try:
         _show_progress(write_layout(partial, image_size, scenes, seed), sum(scenes.values()))
         (partial / MARKER).write_text(json.dumps(_checksums(partial), indent=1))
-        if folder.exists() and not _is_complete(folder):
+        if folder.exists() and not is_complete(folder, _checksums):
             warnings.warn(f"{folder}: damaged; its scenes were made again", stacklevel=4)
             shutil.rmtree(folder)
         os.rename(partial, folder)
     except OSError:
         # Without locks another process may have finished first.
-        if not _is_complete(folder):
+        if not is_complete(folder, _checksums):
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers of this cache have left; only under its lock."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _show_progress(chunks: Iterator[int], scenes: int) -> None:

@@ -27,7 +27,7 @@ from datamodules.paired_2d3d.rgbd_frames import (
     to_world,
 )
 from datamodules.paired_2d3d.scene_writing import ConversionOptions, convert_scene, write_split
-from datamodules.paired_2d3d.written_once import ensure_written
+from datamodules.written_once import ensure_written
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

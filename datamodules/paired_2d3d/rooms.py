@@ -26,7 +26,7 @@ from datamodules.paired_2d3d.scene_writing import (
     convert_scene,
     write_split,
 )
-from datamodules.paired_2d3d.written_once import ensure_written
+from datamodules.written_once import ensure_written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

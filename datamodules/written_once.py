@@ -10,7 +10,7 @@ import shutil
 import uuid
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datamodules.errors import DataError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-MARKER = "complete.json"  # written last: names and sizes of all files
+MARKER = "complete.json"  # written last: a note on all files
 
 
 def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -37,15 +37,14 @@ def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
     Raises:
         DataError: if it cannot be written.
     """
-    if _is_complete(folder):
+    if is_complete(folder, _sizes):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(f".{folder.name}.lock")) as alone:
+        with locked(folder.with_name(f".{folder.name}.lock")) as alone:
             if alone:
-                for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-            if not _is_complete(folder):
+                remove_leftovers(folder)
+            if not is_complete(folder, _sizes):
                 _write(folder, write)
     except OSError as error:
         raise DataError(
@@ -62,25 +61,36 @@ def _write(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         write(partial)
         (partial / MARKER).write_text(json.dumps(_sizes(partial)))
-        if folder.exists() and not _is_complete(folder):
+        if folder.exists() and not is_complete(folder, _sizes):
             warnings.warn(f"{folder}: damaged; it was written again", stacklevel=4)
             shutil.rmtree(folder)
         os.rename(partial, folder)
     except OSError:
         # Without locks another process may have finished first.
-        if not _is_complete(folder):
+        if not is_complete(folder, _sizes):
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether all files noted at the end are there with the same sizes."""
+def is_complete(folder: Path, measure: Callable[[Path], dict[str, Any]]) -> bool:
+    """Whether the marker lies here and its note still holds.
+
+    Args:
+        folder: may not exist.
+        measure: what the note says of every file but the marker, by relative path.
+    """
     try:
         noted = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return False
-    return bool(noted == _sizes(folder))
+    return bool(noted == measure(folder))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers of a folder have left beside it; only under its lock."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -96,7 +106,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold a lock file's lock, which ends with the process; False where the disk has no locks."""
     with path.open("w") as stream:
         try:
