@@ -160,9 +160,6 @@ class ConcertoPretraining(LightningModule):
         encoder = cast("FrozenEncoder", self.encoder)
         if not len(images):
             return images.new_zeros(0, math.prod(self.shape.patch_grid), encoder.channels)
-        # Here, as only now is it sure that it is needed at all: features may have been stored.
-        if next(encoder.network.parameters()).device != images.device:
-            encoder.to(images.device)
         tokens: Tensor = encoder(images * 2 - 1).tokens
         return tokens.float()
 

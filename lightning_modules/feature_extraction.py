@@ -65,10 +65,6 @@ class FeatureExtraction(LightningModule):
             self.training_step()
         self._done = set()
 
-    def on_predict_start(self) -> None:
-        """Put the encoder where the module is."""
-        self.encoder.to(self.device)
-
     def pass_over(self, indices: Iterable[int]) -> None:
         """Images, by their index, whose features are there already and are not to be made again."""
         self._done.update(indices)

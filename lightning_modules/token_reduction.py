@@ -104,8 +104,7 @@ class TokenReduction(LightningModule):
         return self._encoder[0]
 
     def setup(self, stage: str) -> None:
-        """Put the encoder where the module is, and learn what kinds of images there are."""
-        self.encoder.to(self.device)
+        """Learn what kinds of images there are."""
         kinds = getattr(self.trainer.datamodule, "kind_names", ())  # type: ignore[attr-defined]
         if len(kinds) <= _MOST_KINDS:
             self.val_keep_kind = nn.ModuleDict({name: MeanMetric() for name in kinds})
@@ -118,7 +117,6 @@ class TokenReduction(LightningModule):
         """
         stored = getattr(self.trainer.datamodule, "encoder_identity", None)  # type: ignore[attr-defined]
         self.check_encoder({"encoder_identity": stored})
-        self.encoder.to(self.device)
         if bool(self.reducer.standardiser.fitted):
             return
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]

@@ -46,7 +46,8 @@ class FrozenEncoder(nn.Module):
 
     The network is frozen and stays in evaluation mode. It is held in a tuple, so it is no
     submodule: it adds nothing to a parent's ``state_dict`` and ``parameters``, and nothing of a
-    checkpoint can overwrite it. It still moves along with ``to``, ``cuda``, ``half`` and the like.
+    checkpoint can overwrite it. It still moves along with ``to``, ``cuda``, ``half`` and the like,
+    and follows the images to their device.
     A network that is given, not loaded, is frozen in place.
 
     Args:
@@ -161,6 +162,8 @@ class FrozenEncoder(nn.Module):
         if attention and not tower.has_class_token:
             raise ValueError("attention=True: this encoder has no class token; use attention=False")
         network = tower.network
+        if next(network.parameters()).device != images.device:
+            self.to(images.device)  # being no submodule of its owner, it is not moved along
         if network.training:  # a parent of the network outside this module may have switched it
             network.eval()
         pixels = self._normalise(images).to(next(network.parameters()).dtype)

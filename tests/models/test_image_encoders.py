@@ -315,3 +315,9 @@ def test_open_clip_takes_the_size_it_was_built_for() -> None:
     assert encoder(random_images(24, 40)).grid == (3, 5)
     with pytest.raises(ValueError, match="was built for 24 x 40; resize"):
         encoder(random_images(40, 24))
+
+
+def test_the_network_follows_the_images_to_their_device() -> None:
+    encoder = build_encoder("dinov2", -1)
+    assert encoder(random_images().to("meta")).tokens.device.type == "meta"
+    assert next(encoder.network.parameters()).device.type == "meta"
