@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +53,16 @@ class ShardIndex:
 
 
 @dataclass
-class _Sample:
+class TarSample:
+    """Members of a shard that share a key.
+
+    Attributes:
+        image: of one of ``IMAGE_ENDINGS``, if there is one.
+        others: by their ending.
+    """
+
     image: TarMember | None = None
-    labels: dict[str, TarMember] = field(default_factory=dict)
+    others: dict[str, TarMember] = field(default_factory=dict)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -65,15 +72,28 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _collect(shard: Path, descriptor: int, samples: dict[str, _Sample]) -> None:
-    """Fill ``samples`` by key; whatever was found stays there if the shard is damaged."""
+def collect_samples(
+    shard: Path, descriptor: int, endings: Sequence[str], samples: dict[str, TarSample]
+) -> None:
+    """Fill ``samples`` by key; whatever was found stays there if the shard is damaged.
+
+    Args:
+        shard: an uncompressed tar.
+        descriptor: of the open file.
+        endings: of members beside images that count.
+        samples: filled in the order of the shard.
+
+    Raises:
+        DataError: if a member is hostile or a key occurs twice.
+        DamagedTarError: if the shard cannot be read to its end.
+    """
     for member in walk_tar(shard, descriptor):
         key, ending = split_name(member.name)
-        if ending not in (*IMAGE_ENDINGS, *_LABEL_ENDINGS):
+        if ending not in (*IMAGE_ENDINGS, *endings):
             continue
-        sample = samples.setdefault(key, _Sample())
+        sample = samples.setdefault(key, TarSample())
         is_image = ending in IMAGE_ENDINGS
-        if (is_image and sample.image) or ending in sample.labels:
+        if (is_image and sample.image) or ending in sample.others:
             what = "image" if is_image else ending
             raise DataError(
                 f"{shard}: key {key!r} has a second {what} member ({member.name!r}); keys must be "
@@ -82,7 +102,7 @@ def _collect(shard: Path, descriptor: int, samples: dict[str, _Sample]) -> None:
         if is_image:
             sample.image = member
         else:
-            sample.labels[ending] = member
+            sample.others[ending] = member
 
 
 def parse_label(ending: str, data: bytes) -> int:
@@ -127,18 +147,18 @@ def build_index(shard: Path) -> ShardIndex:
     Raises:
         DataError: if a member is hostile, a key occurs twice or an image is missing.
     """
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, TarSample] = {}
     fault = ""
     descriptor = os.open(shard, os.O_RDONLY)
     try:
         try:
-            _collect(shard, descriptor, samples)
+            collect_samples(shard, descriptor, _LABEL_ENDINGS, samples)
         except DamagedTarError as error:
             fault = str(error)
             # The last sample may lack the members behind the damage.
             if samples:
                 samples.popitem()
-        labels = [_label(descriptor, sample.labels) for sample in samples.values()]
+        labels = [_label(descriptor, sample.others) for sample in samples.values()]
     finally:
         os.close(descriptor)
     images = []

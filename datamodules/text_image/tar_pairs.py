@@ -8,23 +8,24 @@ there are both, the txt counts. Nothing is ever unpacked to disk.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamodules.errors import DataError, FaultPolicy, SampleError
+from datamodules.errors import FaultPolicy, SampleError
 from datamodules.readers.protocol import Split
 from datamodules.readers.split_names import group_by_split
 from datamodules.readers.tar_index import (
     IMAGE_ENDINGS,
+    TarSample,
     cache_file,
+    collect_samples,
     load_arrays,
-    split_name,
     store_arrays,
 )
-from datamodules.readers.tar_members import DamagedTarError, TarMember, walk_tar
+from datamodules.readers.tar_members import DamagedTarError
 from datamodules.readers.webdataset import ShardFiles, check_shards, find_shards, index_shards
 from datamodules.text_image.pair_reader import (
     MAX_CAPTION_BYTES,
@@ -60,32 +61,6 @@ class PairIndex:
     fault: str
 
 
-@dataclass
-class _Pair:
-    image: TarMember | None = None
-    captions: dict[str, TarMember] = field(default_factory=dict)
-
-
-def _collect(shard: Path, descriptor: int, pairs: dict[str, _Pair]) -> None:
-    """Fill ``pairs`` by key; whatever was found stays there if the shard is damaged."""
-    for member in walk_tar(shard, descriptor):
-        key, ending = split_name(member.name)
-        if ending not in (*IMAGE_ENDINGS, *_CAPTION_ENDINGS):
-            continue
-        pair = pairs.setdefault(key, _Pair())
-        is_image = ending in IMAGE_ENDINGS
-        if (is_image and pair.image) or ending in pair.captions:
-            what = "image" if is_image else ending
-            raise DataError(
-                f"{shard}: key {key!r} has a second {what} member ({member.name!r}); keys must be "
-                "unique in a shard"
-            )
-        if is_image:
-            pair.image = member
-        else:
-            pair.captions[ending] = member
-
-
 def build_pair_index(shard: Path) -> PairIndex:
     """Walk a shard's headers.
 
@@ -98,11 +73,11 @@ def build_pair_index(shard: Path) -> PairIndex:
     Raises:
         DataError: if a member is hostile or a key occurs twice.
     """
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, TarSample] = {}
     fault = ""
     descriptor = os.open(shard, os.O_RDONLY)
     try:
-        _collect(shard, descriptor, pairs)
+        collect_samples(shard, descriptor, _CAPTION_ENDINGS, pairs)
     except DamagedTarError as error:
         fault = str(error)
         # The last pair may lack the members behind the damage.
@@ -113,9 +88,9 @@ def build_pair_index(shard: Path) -> PairIndex:
     places = np.zeros((len(pairs), 4), dtype=np.int64)
     is_json = np.zeros(len(pairs), dtype=np.bool_)
     for row, pair in enumerate(pairs.values()):
-        ending = next((ending for ending in _CAPTION_ENDINGS if ending in pair.captions), "")
+        ending = next((ending for ending in _CAPTION_ENDINGS if ending in pair.others), "")
         is_json[row] = ending == "json"
-        for column, member in ((0, pair.image), (2, pair.captions.get(ending))):
+        for column, member in ((0, pair.image), (2, pair.others.get(ending))):
             place = (_NONE, 0) if member is None else (member.offset, member.size)
             places[row, column : column + 2] = place
     keys = [key.encode("utf-8", "surrogateescape") for key in pairs]
