@@ -195,7 +195,8 @@ class Farmer(LightningModule):
             generator: Source of the noise.
         """
         values, log_det = self.continuous(images, sigma, generator)
-        noise = self._prior_noise(values, generator)
+        largest = self.hparams["prior_noise"] if self.training else 0.0
+        noise = self.network.prior.input_noise(values, largest, generator) if largest else None
         result: Likelihood = self.network(values, labels, noise)
         return result._replace(total=result.total + log_det, log_det=result.log_det + log_det)
 
@@ -295,12 +296,3 @@ class Farmer(LightningModule):
     def _evaluation_generator(self, batch_idx: int, draw: int) -> torch.Generator:
         key = (batch_idx, self.global_rank, draw + 1)
         return device_generator(self.device, self.hparams["seed"], EVALUATION, *key)
-
-    def _prior_noise(self, values: Tensor, generator: torch.Generator) -> Tensor | None:
-        largest = self.hparams["prior_noise"]
-        if not largest or not self.training:
-            return None
-        tokens = self.network.prior.tokens
-        shape = (values.shape[0], tokens, self.network.prior.informative)
-        sigma = values.new_empty(values.shape[0], 1, 1).uniform_(0, largest, generator=generator)
-        return sigma * values.new_empty(shape).normal_(generator=generator)

@@ -224,6 +224,18 @@ class AutoregressivePrior(nn.Module):
             return None
         return self.redundant_head(state.hidden)  # type: ignore[no-any-return]
 
+    def input_noise(self, values: Tensor, largest: float, generator: torch.Generator) -> Tensor:
+        """Noise (B, N, d_I) whose deviation is uniform in [0, ``largest``], one for each item.
+
+        Args:
+            values: (B, ...) of the type and device that the noise is to have.
+            largest: Largest deviation.
+            generator: Source of the draws.
+        """
+        sigma = values.new_empty(values.shape[0], 1, 1).uniform_(0, largest, generator=generator)
+        shape = (values.shape[0], self.tokens, self.informative)
+        return sigma * values.new_empty(shape).normal_(generator=generator)
+
     def _prefix(self, labels: Tensor) -> Tensor:
         """(B, M, D) class tokens; label -1 takes the extra "no class" embedding."""
         rows = torch.where(labels < 0, self.num_classes, labels)
