@@ -25,14 +25,12 @@ from lightning_modules.concerto_options import ConcertoCourse, ConcertoOptimisat
 from lightning_modules.concerto_schedules import (
     layer_rates,
     linear_warmup,
-    one_cycle_momentum,
-    one_cycle_rate,
 )
 from lightning_modules.feature_statistics import merge_statistics
 from lightning_modules.logging_steps import is_log_step
-from lightning_modules.optimizers import keep_configured_rates
+from lightning_modules.optimizers import adamw_one_cycle, keep_configured_rates
 from lightning_modules.randomness import EVALUATION, NOISE, device_generator
-from lightning_modules.schedules import cosine
+from lightning_modules.schedules import cosine, one_cycle_momentum
 from models.concerto.pretraining import (
     Concerto,
     LossWeights,
@@ -252,18 +250,8 @@ class ConcertoPretraining(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a rate for each block; the one-cycle schedule by optimiser step."""
         options, total = self.optimisation, self._total_steps()
-        optimizer = torch.optim.AdamW(
-            self._groups(), betas=(0.9, 0.999), weight_decay=options.weight_decay[0]
-        )
         course = (options.warmup_share, options.start_divisor, options.end_divisor)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: one_cycle_rate(step, total, *course)
-        )
-        configured = {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-        return cast("OptimizerLRScheduler", configured)
+        return adamw_one_cycle(self._groups(), total, options.weight_decay[0], course)
 
     def _groups(self) -> list[dict[str, Any]]:
         options = self.optimisation

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_modules.metrics.muon import muon_update
-from lightning_modules.schedules import warmup_cosine
+from lightning_modules.schedules import one_cycle_rate, warmup_cosine
 
 _MUON_MOMENTUM = 0.95
 
@@ -165,6 +165,32 @@ def warmup_cosine_steps(
     total = int(module.trainer.estimated_stepping_batches)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, total, warmup_steps, 1.0, lowest)
+    )
+    configured = {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+    }
+    return cast("OptimizerLRScheduler", configured)
+
+
+def adamw_one_cycle(
+    groups: list[dict[str, Any]],
+    total: int,
+    weight_decay: float,
+    course: tuple[float, float, float],
+) -> OptimizerLRScheduler:
+    """What `LightningModule.configure_optimizers` returns: AdamW under a one-cycle rate by step.
+
+    Args:
+        groups: Parameter groups with their highest rates.
+        total: Optimiser steps of the training.
+        weight_decay: Decay of every parameter.
+        course: Share of the steps in which the rate rises, highest rate over the first, first
+            over the last.
+    """
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: one_cycle_rate(step, total, *course)
     )
     configured = {
         "optimizer": optimizer,

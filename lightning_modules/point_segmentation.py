@@ -17,14 +17,14 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from datamodules.keyed_random import keyed_generator
 from datamodules.paired_2d3d.labelled_batch import LabelledBatch
 from lightning_modules.backbone_files import choose_backbone
-from lightning_modules.concerto_schedules import one_cycle_momentum, one_cycle_rate
 from lightning_modules.feature_statistics import merge_statistics
 from lightning_modules.logging_steps import is_log_step
 from lightning_modules.lovasz import lovasz_softmax
 from lightning_modules.metrics.segmentation_scores import segmentation_scores
-from lightning_modules.optimizers import keep_configured_rates
+from lightning_modules.optimizers import adamw_one_cycle, keep_configured_rates
 from lightning_modules.point_segmentation_options import SegmentationOptimisation, check_probe
 from lightning_modules.randomness import NOISE
+from lightning_modules.schedules import one_cycle_momentum
 from lightning_modules.segmented_clouds import SegmentedCloud, point_classes, segmented_clouds
 from models.concerto.clouds import PointCloud
 from models.concerto.decoder import DecoderShape
@@ -251,16 +251,8 @@ class PointSegmentation(LightningModule):
         """AdamW; the one-cycle schedule by optimiser step."""
         options = self.optimisation
         total = max(1, int(self.trainer.estimated_stepping_batches))
-        optimizer = torch.optim.AdamW(self._groups(), weight_decay=options.weight_decay)
         course = (options.warmup_share, options.start_divisor, options.end_divisor)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: one_cycle_rate(step, total, *course)
-        )
-        configured = {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-        return cast("OptimizerLRScheduler", configured)
+        return adamw_one_cycle(self._groups(), total, options.weight_decay, course)
 
     def _groups(self) -> list[dict[str, Any]]:
         """What is trained; in full fine-tuning blocks have a rate of their own."""

@@ -17,10 +17,8 @@ from lightning_modules.concerto_schedules import (
     layer_group,
     layer_rates,
     linear_warmup,
-    one_cycle_momentum,
-    one_cycle_rate,
 )
-from lightning_modules.schedules import cosine
+from lightning_modules.schedules import cosine, one_cycle_momentum, one_cycle_rate
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "concerto" / "schedules_base_1000"
 DEPTHS, TOTAL = (3, 3, 3, 12, 3), 1000
