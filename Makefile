@@ -15,13 +15,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-farmer demo-clift demo-token_reduction demo-concerto test lint clean
+.PHONY: help demo demo-farmer demo-clift demo-token_reduction demo-concerto demo-bifrost test bench lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | \
 	    awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST (or METHOD=clift, token_reduction, concerto)
+demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST (or METHOD=clift, token_reduction, concerto, bifrost)
 
 demo-farmer: $(VENV)/.installed
 	$(RUN) fit --config configs/farmer/demo.yaml $(OFFLINE)
@@ -59,11 +59,25 @@ demo-concerto: $(VENV)/.installed
 	{ $(call PROBE,images,$(call PRETRAINED,images)) && $(call PROBE,joint,$(call PRETRAINED,joint)); } && wait $$!
 	$(BIN)/python -m lightning_modules.probe_table $(foreach arm,random clouds images joint,"$(call NEWEST,point_segmentation/probe_$(arm))")
 
+# One core trains the branch, the other the ControlNet; they need each other only from then on.
+demo-bifrost: $(VENV)/.installed
+	$(RUN) fit --config configs/bifrost/demo_branch.yaml --name branch $(OFFLINE) $(QUIET) & \
+	$(RUN) fit --config configs/bifrost/demo_controlnet.yaml --name controlnet $(OFFLINE) && wait $$!
+	$(RUN) test --resume "$(call NEWEST,bifrost_branch/branch)" $(QUIET) & \
+	$(RUN) test --resume "$(call NEWEST,bifrost_controlnet/controlnet)" \
+	    --model.branch "$(call NEWEST,bifrost_branch/branch)" && wait $$!
+	$(RUN) predict --resume "$(call NEWEST,bifrost_controlnet/controlnet)" \
+	    --model.branch "$(call NEWEST,bifrost_branch/branch)" --model.pictures_per_prompt 4 \
+	    --data.prompts configs/bifrost/demo_prompts.txt
+
 demo-%:
-	@echo "METHOD=$*: no such demo; there are METHOD=farmer, clift, token_reduction and concerto" >&2; exit 1
+	@echo "METHOD=$*: no such demo; there are METHOD=farmer, clift, token_reduction, concerto and bifrost" >&2; exit 1
 
 test: $(VENV)/.installed-dev lint ## lint, type-check and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.installed ## time every part: runs/benchmarks.md (BENCH=--quick is shorter)
+	$(BIN)/python benchmarks/everything.py $(BENCH)
 
 lint: $(VENV)/.installed-dev ## ruff and mypy alone
 	$(BIN)/ruff check .

@@ -61,6 +61,11 @@ def write_png(picture: Image, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def shortened(text: str, most: int = 40) -> str:
+    """A name for a row of a grid: at most ``most`` characters, an ellipsis for the rest."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def draw_grid(
     rows: Sequence[tuple[str, Tensor]],
     title: str = "",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_modules.bifrost_controlnet import BifrostControlNet
 from lightning_modules.callbacks.run_checkpoint import is_training_validation, is_trial
-from lightning_modules.pictures import draw_grid, write_png
+from lightning_modules.pictures import draw_grid, shortened, write_png
 
 
 class BifrostPictures(Callback):
@@ -121,9 +121,5 @@ def _rows(
     drawn = [module.drawing.paint(captions, latents, keys) for latents in conditions]
     columns = torch.stack([batch["image"], *drawn], 1).float().cpu()  # (B, columns, 3, H, W)
     mark = "" if split == "train" else " (held out)"
-    names = [_shortened(caption) + mark for caption in captions]
+    names = [shortened(caption) + mark for caption in captions]
     return list(zip(names, columns, strict=True))
-
-
-def _shortened(caption: str, most: int = 40) -> str:
-    return caption if len(caption) <= most else f"{caption[: most - 1]}…"

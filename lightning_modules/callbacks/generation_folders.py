@@ -16,11 +16,12 @@ from torch import Tensor
 from datamodules.errors import DataError
 from lightning_modules.callbacks.reduction_table import gather_objects
 from lightning_modules.callbacks.run_checkpoint import is_trial
-from lightning_modules.pictures import to_pil, write_png
+from lightning_modules.pictures import draw_grid, shortened, to_pil, write_png
 from lightning_modules.text_files import write_text
 
 Layout = Literal["plain", "geneval", "dpg_bench"]
 _DPG_PICTURES = 4
+_ON_SHEET = 4
 
 
 class PromptPictures(NamedTuple):
@@ -52,12 +53,22 @@ class GenerationFolders(BasePredictionWriter):
             prompt's position; "dpg_bench" writes NAME.png, a square of four pictures, NAME being
             that of the prompt's .txt file.
         folder: Name of the folder in the run directory.
+        sheet: Prompts, with up to four pictures each, on the sheet ``<run>/pictures/FOLDER.png``;
+            with several processes those of the first one. 0 draws none.
+
+    Raises:
+        ValueError: sheet is negative.
     """
 
-    def __init__(self, layout: Layout = "plain", folder: str = "predictions") -> None:
+    def __init__(
+        self, layout: Layout = "plain", folder: str = "predictions", sheet: int = 12
+    ) -> None:
         super().__init__(write_interval="batch")
-        self.layout, self.folder = layout, folder
+        if sheet < 0:
+            raise ValueError(f"sheet={sheet}: must be >= 0")
+        self.layout, self.folder, self.sheet = layout, folder, sheet
         self._samples: list[dict[str, Any]] = []
+        self._shown: list[tuple[str, Tensor]] = []
         self._settings: dict[str, Any] = {}
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +77,7 @@ class GenerationFolders(BasePredictionWriter):
         Raises:
             ValueError: The layout needs four pictures of each prompt.
         """
-        self._samples, self._settings = [], {}
+        self._samples, self._settings, self._shown = [], {}, []
         copies = pl_module.hparams.get("pictures_per_prompt")
         if self.layout == "dpg_bench" and copies != _DPG_PICTURES:
             raise ValueError(
@@ -105,8 +116,10 @@ class GenerationFolders(BasePredictionWriter):
                 raise DataError(f"name={name[:80]!r}: of prompt {index}, leads out of the folder")
             made = PromptPictures(index, name, metadata, [to_pil(one) for one in pictures])
             files = self._write(Path(trainer.default_root_dir) / self.folder, made)
-            known = {"index": index, "name": name, "prompt": json.loads(metadata)["prompt"]}
-            self._samples.append({**known, "files": files})
+            prompt = json.loads(metadata)["prompt"]
+            self._samples.append({"index": index, "name": name, "prompt": prompt, "files": files})
+            if len(self._shown) < self.sheet:
+                self._shown.append((shortened(prompt), pictures[:_ON_SHEET].float().cpu()))
 
     def _write(self, folder: Path, made: PromptPictures) -> list[str]:
         """Write the pictures of a prompt; returns the files by their names in the folder."""
@@ -134,7 +147,12 @@ class GenerationFolders(BasePredictionWriter):
         ordered = [samples[number] for number in sorted(samples)]
         content = {"layout": self.layout, "settings": self._settings, "samples": ordered}
         text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
-        write_text(Path(trainer.default_root_dir) / self.folder / "index.json", text)
+        run = Path(trainer.default_root_dir)
+        write_text(run / self.folder / "index.json", text)
+        if self._shown:
+            scale = max(1, -(-96 // self._shown[0][1].shape[-1]))
+            sheet = draw_grid(self._shown, scale=scale)
+            write_png(sheet, run / "pictures" / f"{self.folder}.png")
 
 
 def _write_geneval(folder: Path, made: PromptPictures) -> list[str]:

@@ -189,6 +189,9 @@ def test_geneval_layout(folder: Path, root: Path, tmp_path: Path) -> None:
     assert json.loads((out / "00001" / "metadata.jsonl").read_text()) == lines[1]
     assert same_picture(out / "00002" / "samples" / "0001.png", pictures[2][1])
     assert pixels(out / "00002" / "grid.png").shape == (16, 32, 3)
+    height, width, _ = pixels(tmp_path / "pictures" / "predictions.png").shape
+    assert height > 3 * 96
+    assert width > 2 * 96  # three prompts with two pictures each, enlarged
 
 
 def test_dpg_bench_layout(folder: Path, root: Path, tmp_path: Path) -> None:
@@ -208,6 +211,8 @@ def test_dpg_bench_layout(folder: Path, root: Path, tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match=r"^pictures_per_prompt=3: DPG-Bench wants 4"):
         predicted("dpg_bench", 3, prompts, folder, root, tmp_path)
+    with pytest.raises(ValueError, match=r"^sheet=-1: must be >= 0"):
+        GenerationFolders(sheet=-1)
 
 
 def test_names_stay_in_the_folder(tmp_path: Path) -> None:
