@@ -204,7 +204,13 @@ class ResumableLoader(WholeBatchLoader):
         sampler.seek(state["epoch"], state["offset"])
         self._batches = len(sampler) - sampler.remaining
         if self._trainer is not None:
-            _rewind(self._trainer, self._batches, state["repeated"] > 0, state["accumulated"])
+            limit = self._trainer.limit_train_batches
+            whole = len(sampler)
+            epoch_batches = limit if isinstance(limit, int) else int(whole * (limit or 1.0))
+            unfinished, accumulated = state["repeated"] > 0, state["accumulated"]
+            _rewind(
+                self._trainer, self._batches, min(whole, epoch_batches), unfinished, accumulated
+            )
 
     def _unfinished_batches(self) -> tuple[int, int]:
         """Batches handed out whose step is not done, and steps whose gradient is still held."""
@@ -219,12 +225,15 @@ class ResumableLoader(WholeBatchLoader):
         return in_flight, processed % self._trainer.accumulate_grad_batches
 
 
-def _rewind(trainer: Trainer, batches: int, unfinished: bool, accumulated: int) -> None:
+def _rewind(
+    trainer: Trainer, batches: int, epoch_batches: int, unfinished: bool, accumulated: int
+) -> None:
     """Make Lightning's count of this epoch's batches agree with the loader's position.
 
     Args:
         trainer: its progress has just been restored from the checkpoint.
         batches: batches of the present size that lie before the position.
+        epoch_batches: batches of the present size in an epoch of training.
         unfinished: whether the checkpoint was written between a batch and its optimiser step.
         accumulated: steps whose gradient was held but not applied, hence lost.
     """
@@ -241,6 +250,9 @@ def _rewind(trainer: Trainer, batches: int, unfinished: bool, accumulated: int) 
         surplus = current.processed - batches
         for field in ("ready", "started", "processed", "completed"):
             setattr(current, field, getattr(current, field) - surplus)
+        if surplus and batches >= epoch_batches:
+            # What is left is less than a global batch of the present size: on to the next epoch.
+            progress.is_last_batch = True
         return
     seen = total.processed - accumulated
     for field in ("ready", "started", "processed", "completed"):

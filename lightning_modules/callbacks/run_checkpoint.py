@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_modules.cli.errors import ConfigError
+
 
 class RunCheckpoint(Checkpoint):
     """Saves ``checkpoints/step-<n>.ckpt`` and lets ``last.ckpt`` point to the newest.
@@ -53,6 +55,16 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = self._seen_step = -1
         self._saved_time = 0.0
         self._is_pending = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse Lightning's folders of shards, whose index only an unsafe unpickler reads.
+
+        Raises:
+            ConfigError: If the strategy would write them.
+        """
+        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            problem = "its checkpoints can run code when read; use lightning_modules.fsdp"
+            raise ConfigError("configuration", "trainer.strategy", f"{problem}.ShardedStrategy")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting from the state that training starts in."""

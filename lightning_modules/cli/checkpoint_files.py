@@ -13,7 +13,6 @@ import torch
 from lightning_modules.cli.errors import CheckpointError
 
 _CHUNK = 1 << 22
-_SHARDED_HEADER = "meta.pt"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -103,6 +102,8 @@ def record_digest(path: Path, digest: str) -> None:
 
 def readable_size(size: int) -> str:
     """Return a number of bytes as text."""
+    if size >= 10**9:
+        return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size} bytes"
 
 
@@ -114,7 +115,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise _UnusableCheckpoint(f"{path}: no such checkpoint")
     if path.is_dir():
-        return _read_sharded_header(path)
+        problem = "folders are not read, as their index can run code; train with fsdp2.yaml instead"
+        raise _UnusableCheckpoint(f"{path}: {problem}")
     stat = path.stat()
     name = f"{path} ({readable_size(stat.st_size)})"
     recorded = digest_file(path)
@@ -129,15 +131,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
         raise _UnusableCheckpoint(f"{name}: not a training checkpoint (no state_dict, global_step)")
     return content
-
-
-def _read_sharded_header(path: Path) -> dict[str, Any]:
-    """Read the part of a sharded checkpoint that every process shares."""
-    try:
-        content = torch.load(path / _SHARDED_HEADER, map_location="cpu", weights_only=True)
-    except Exception:
-        raise _UnusableCheckpoint(f"{path}: incomplete or foreign folder") from None
-    return {"optimizer_states": [], **content}
 
 
 def _describe(error: Exception) -> str:

@@ -60,6 +60,8 @@ class RunDirectory:
         Raises:
             ConfigError: If no file can be written into the directory.
         """
+        if not is_zero_rank() and not self.path.exists():
+            return  # the first process, perhaps on another node, is about to make it
         try:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -124,13 +126,16 @@ def is_zero_rank() -> bool:
     for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if variable in os.environ:
             return os.environ[variable] == "0" and os.environ.get("NODE_RANK", "0") == "0"
-    return True
+    return os.environ.get("NODE_RANK", "0") == "0"
 
 
 def job_name() -> str | None:
     """Return a name that all processes of one SLURM or torchrun job agree on, or None.
 
     A requeued SLURM job keeps its id, hence its directory, hence goes on where it stopped.
+
+    Raises:
+        ConfigError: If processes on several nodes have nothing to agree on.
     """
     slurm = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if slurm and os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
@@ -138,6 +143,9 @@ def job_name() -> str | None:
         return f"job{slurm}" + (f"_{task}" if task else "")
     elastic = os.environ.get("TORCHELASTIC_RUN_ID")
     if elastic is None:
+        if os.environ.get("NODE_RANK", "0") != "0":
+            problem = "several nodes are started with torchrun --rdzv-id NAME or with srun"
+            raise ConfigError("NODE_RANK", os.environ["NODE_RANK"], problem)
         return None
     if elastic != "none":
         return f"job{elastic}"

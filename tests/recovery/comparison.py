@@ -39,8 +39,8 @@ def _assert_equal(one: object, other: object, path: str) -> None:
         assert one.keys() == other.keys(), path
         for key in one:
             _assert_equal(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list):
-        assert isinstance(other, list)
+    elif isinstance(one, (list, tuple)):  # a sharded optimiser gives back lists for tuples
+        assert isinstance(other, (list, tuple))
         for number, (a, b) in enumerate(zip(one, other, strict=True)):
             _assert_equal(a, b, f"{path}[{number}]")
     else:

@@ -13,7 +13,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["train", "lightning_modules.cli.interface", "tiny_pair"])
+# Besides what every call imports, the models whose imports take longest.
+_CONTEXT.set_forkserver_preload(
+    [
+        "train",
+        "lightning_modules.cli.interface",
+        "tiny_pair",
+        "lightning_modules.token_reduction",
+        "lightning_modules.bifrost_branch",
+    ]
+)
 _PATIENCE = 120.0
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
@@ -36,30 +45,35 @@ class Call:
     def kill(self, until: Callable[[], bool]) -> None:
         """Kill the process as soon as ``until()`` holds, without waiting for its workers to end."""
         self.send(signal.SIGKILL, until)
-        while _is_running(self.process.pid):
+        while is_running(self.process.pid):
             time.sleep(0.01)
 
     def send(self, number: int, until: Callable[[], bool]) -> None:
         """Send a signal as soon as ``until()`` holds."""
+        self.wait(until)
+        pid = self.process.pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Wait for ``until()`` to hold while the process runs."""
         deadline = time.monotonic() + _PATIENCE
         while not until():
             if self.process.exitcode is not None or time.monotonic() > deadline:
                 raise TimeoutError(f"ended or stuck too early: {self.log.read_text()}")
             time.sleep(0.01)
-        pid = self.process.pid
-        assert pid is not None
-        os.kill(pid, number)
 
 
-def start(args: list[str], folder: Path, hook: str = "") -> Call:
+def start(args: list[str], folder: Path, hook: str = "", output: str = "output.txt") -> Call:
     """Start ``train.py`` with some arguments, in ``folder``.
 
     Args:
         args: The command line.
-        folder: Working directory; the output goes to ``output.txt`` in it.
+        folder: Working directory.
         hook: Python statements to execute in the new process first.
+        output: File in the folder to which the output goes.
     """
-    log = folder / "output.txt"
+    log = folder / output
     process = _CONTEXT.Process(target=_run, args=(args, str(folder), str(log), hook))
     process.start()
     return Call(process, log)
@@ -71,11 +85,23 @@ def row_count(folder: Path) -> int:
     return max((file.read_bytes().count(b"\n") - 1 for file in files), default=0)
 
 
-def _is_running(pid: int | None) -> bool:
+def is_running(pid: int | None) -> bool:
+    """Say whether a process exists and has not ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):  # gone, perhaps while being read
         return False
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for text in lists for child in text.split()]
+
+
+def environment(pid: int) -> list[str]:
+    """Return the variables that a process was started with."""
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
 
 
 def _run(args: list[str], folder: str, log: str, hook: str) -> None:
