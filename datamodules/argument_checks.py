@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.argument_ranges import (
+    check_least,
+    check_predict_count,
+    check_root,
+    check_shares,
+    refuse,
+)
 from datamodules.errors import DataError
 
 if TYPE_CHECKING:
@@ -14,7 +20,6 @@ if TYPE_CHECKING:
     from datamodules.readers.detection import Format
     from datamodules.readers.protocol import ImageReader, Split
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _AT_LEAST = {
     "image_size": 1,
     "batch_size": 1,
@@ -26,34 +31,21 @@ _AT_LEAST = {
 }
 
 
-def is_hub_name(root: Path) -> bool:
-    """Whether a root that does not exist may name a data set of the Hugging Face hub."""
-    return not root.is_absolute() and _HUB_NAME.fullmatch(str(root)) is not None
-
-
-def _fail(data: ImageNetPixels, name: str, expected: str) -> None:
-    raise ValueError(f"{name}={getattr(data, name)}: {expected} (data.init_args.{name})")
-
-
 def check_arguments(data: ImageNetPixels) -> None:
     """Compare the arguments with their ranges.
 
     Raises:
         ValueError: one line naming the argument, its value and what was expected.
     """
-    for name, least in _AT_LEAST.items():
-        if getattr(data, name) < least:
-            _fail(data, name, f"must be >= {least}")
+    check_least(data, _AT_LEAST)
     if data.channels not in (1, 3):
-        _fail(data, "channels", "must be 1 (grey) or 3 (RGB)")
+        refuse(data, "channels", "must be 1 (grey) or 3 (RGB)")
     if not 2 <= data.levels <= 256:
-        _fail(data, "levels", "must be 2 .. 256")
-    if not 0 <= data.max_skipped_share <= 1:
-        _fail(data, "max_skipped_share", "must be 0 .. 1")
-    if data.predict_count is not None and data.predict_count < 1:
-        _fail(data, "predict_count", "must be >= 1, or null for 10 per class")
+        refuse(data, "levels", "must be 2 .. 256")
+    check_shares(data, "max_skipped_share")
+    check_predict_count(data, "10 per class")
     if data.predict_classes == ():
-        _fail(data, "predict_classes", "must name a class, or null for all")
+        refuse(data, "predict_classes", "must name a class, or null for all")
     if data.root is None and data.embedded == "digits":
         _check_digits(data)
 
@@ -66,23 +58,16 @@ def _check_digits(data: ImageNetPixels) -> None:
         )
 
 
-def check_root(root: Path | None, layout: Format) -> None:
-    """Make sure that a root exists, is a shard pattern or may be a hub name.
+def check_image_root(root: Path | None, layout: Format) -> None:
+    """Make sure that a root of images may be one.
 
     Raises:
         FileNotFoundError: one line with what may lie at a root.
     """
-    if root is None or root.exists():
-        return
-    if layout in ("auto", "webdataset") and "{" in str(root):
-        return
-    if layout in ("auto", "parquet") and is_hub_name(root):
-        return
-    raise FileNotFoundError(
-        f"data.init_args.root={root}: no such file or folder; expected a folder with "
-        "train/<class>/*.jpg, train*.parquet, train*.tar or train_data_batch_*.npz; "
-        "correct the path, or leave root out to use the embedded data"
+    looked_for = (
+        "a folder with train/<class>/*.jpg, train*.parquet, train*.tar or train_data_batch_*.npz"
     )
+    check_root(root, layout, looked_for, "data")
 
 
 def check_splits(readers: Mapping[Split, ImageReader], root: str) -> None:
@@ -117,6 +102,6 @@ def check_classes(data: ImageNetPixels, readers: Mapping[Split, ImageReader]) ->
     for name in ("unflipped_classes", "predict_classes"):
         classes = getattr(data, name) or ()
         if any(not 0 <= label < num_classes for label in classes):
-            _fail(data, name, f"classes are 0 .. {num_classes - 1}")
+            refuse(data, name, f"classes are 0 .. {num_classes - 1}")
     if "val" not in readers and data.val_size >= num_train:
-        _fail(data, "val_size", f"must be less than the {num_train} training samples")
+        refuse(data, "val_size", f"must be less than the {num_train} training samples")

@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.argument_checks import (
     check_arguments,
     check_classes,
-    check_root,
+    check_image_root,
     check_splits,
 )
 from datamodules.errors import FaultPolicy
@@ -136,7 +136,7 @@ class ImageNetPixels(LightningDataModule):
         self.seed = seed
         self._sources: dict[Split, PixelSource] = {}
         check_arguments(self)
-        check_root(self.root, self.format)
+        check_image_root(self.root, self.format)
 
     @cached_property
     def _readers(self) -> Mapping[Split, ImageReader]:

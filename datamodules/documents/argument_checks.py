@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from datamodules.argument_checks import check_root
+from datamodules.argument_checks import check_image_root
+from datamodules.argument_ranges import check_least, check_predict_count, check_shares, refuse
 from datamodules.documents.drawing import SIDE
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ _AT_LEAST = {
 }
 
 
-def _fail(data: DocumentsAndPhotographs, name: str, expected: str) -> None:
-    raise ValueError(f"{name}={getattr(data, name)}: {expected} (data.init_args.{name})")
-
-
 def check_arguments(data: DocumentsAndPhotographs) -> None:
     """Compare the arguments with their ranges.
 
@@ -35,18 +32,14 @@ def check_arguments(data: DocumentsAndPhotographs) -> None:
         ValueError: one line naming the argument, its value and what was expected.
         FileNotFoundError: if the root leads nowhere.
     """
-    for name, least in _AT_LEAST.items():
-        if getattr(data, name) < least:
-            _fail(data, name, f"must be >= {least}")
-    if data.predict_count is not None and data.predict_count < 1:
-        _fail(data, "predict_count", "must be >= 1")
-    if not 0 <= data.max_skipped_share <= 1:
-        _fail(data, "max_skipped_share", "must be 0 .. 1")
+    check_least(data, _AT_LEAST)
+    check_predict_count(data)
+    check_shares(data, "max_skipped_share")
     if data.root is None:
         if data.image_size != SIDE:
-            _fail(data, "image_size", f"must be {SIDE} for the embedded images, or give a root")
+            refuse(data, "image_size", f"must be {SIDE} for the embedded images, or give a root")
         if (SIDE // 2) % data.patch_size:
-            _fail(data, "patch_size", f"must divide {SIDE // 2}, half an embedded image")
+            refuse(data, "patch_size", f"must divide {SIDE // 2}, half an embedded image")
     elif data.image_size % data.patch_size:
-        _fail(data, "patch_size", f"must divide image_size={data.image_size}")
-    check_root(data.root, "folder" if data.format == "flat" else data.format)
+        refuse(data, "patch_size", f"must divide image_size={data.image_size}")
+    check_image_root(data.root, "folder" if data.format == "flat" else data.format)

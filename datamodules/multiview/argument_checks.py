@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from datamodules.argument_ranges import check_least, check_shares, refuse
 from datamodules.multiview.augmentation import Augmentation
 from datamodules.multiview.view_sampler import ViewSampling
 
@@ -29,10 +30,6 @@ _AT_LEAST = {
 _PROCEDURAL_GROUPS = ((0, 1), (2, 3), (4, 5), (6, 7))
 
 
-def _fail(data: MultiviewRays, name: str, expected: str) -> None:
-    raise ValueError(f"{name}={getattr(data, name)}: {expected} (data.init_args.{name})")
-
-
 def check_arguments(data: MultiviewRays) -> None:
     """Compare the arguments with their ranges.
 
@@ -40,25 +37,22 @@ def check_arguments(data: MultiviewRays) -> None:
         ValueError: one line naming the argument, its value and what was expected.
         FileNotFoundError: if a path leads nowhere.
     """
-    for name, least in _AT_LEAST.items():
-        if getattr(data, name) < least:
-            _fail(data, name, f"must be >= {least}")
+    check_least(data, _AT_LEAST)
     if not 1 <= data.context_views[0] <= data.context_views[1]:
-        _fail(data, "context_views", "must be the fewest and the most views, the fewest >= 1")
+        refuse(data, "context_views", "must be the fewest and the most views, the fewest >= 1")
     if data.hold_out_every == 1:
-        _fail(data, "hold_out_every", "would hold out every frame; must be 0 (none) or >= 2")
-    if not 0 <= data.max_skipped_share <= 1:
-        _fail(data, "max_skipped_share", "must be 0 .. 1")
+        refuse(data, "hold_out_every", "would hold out every frame; must be 0 (none) or >= 2")
+    check_shares(data, "max_skipped_share")
     if min(data.procedural_scenes) < 1:
-        _fail(data, "procedural_scenes", "must be two numbers >= 1: training and test scenes")
+        refuse(data, "procedural_scenes", "must be two numbers >= 1: training and test scenes")
     if data.root is None and data.image_width != data.image_size:
-        _fail(data, "image_width", "the embedded scenes are square; leave it out or give a root")
+        refuse(data, "image_width", "the embedded scenes are square; leave it out or give a root")
     if data.root is None and data.views.mode == "auto" and data.context_views != (4, 4):
-        _fail(
+        refuse(
             data, "context_views", "the embedded scenes have 4, unless data.init_args.views is set"
         )
     if data.clusters is not None and data.augmentation != Augmentation():
-        _fail(data, "augmentation", "stored clusters are of the unchanged pictures; turn it off")
+        refuse(data, "augmentation", "stored clusters are of the unchanged pictures; turn it off")
     _check_paths(data)
 
 
@@ -89,5 +83,5 @@ def resolve_sampling(data: MultiviewRays, layout: Layout) -> ViewSampling:
         is_capture = layout in ("transforms", "colmap")
         views = replace(views, mode="spread" if is_capture else "bounded")
     if views.mode == "groups" and len(views.groups) > data.context_views[1]:
-        _fail(data, "context_views", f"must allow {len(views.groups)}, one of each views.groups")
+        refuse(data, "context_views", f"must allow {len(views.groups)}, one of each views.groups")
     return views

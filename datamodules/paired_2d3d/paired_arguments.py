@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from datamodules.argument_ranges import check_least, refuse
+
 if TYPE_CHECKING:
     from datamodules.paired_2d3d.paired_scenes import PairedScenes
 
@@ -18,10 +20,6 @@ _AT_LEAST = {
 }
 
 
-def _fail(data: PairedScenes, name: str, expected: str) -> None:
-    raise ValueError(f"{name}={getattr(data, name)}: {expected} (data.init_args.{name})")
-
-
 def check_arguments(data: PairedScenes) -> None:
     """Compare the arguments with their ranges.
 
@@ -29,17 +27,15 @@ def check_arguments(data: PairedScenes) -> None:
         ValueError: one line naming the argument, its value and what was expected.
         FileNotFoundError: if a folder does not exist.
     """
-    for name, least in _AT_LEAST.items():
-        if getattr(data, name) < least:
-            _fail(data, name, f"must be >= {least}")
+    check_least(data, _AT_LEAST)
     if min(data.patch_grid) < 1:
-        _fail(data, "patch_grid", "must be rows and columns of patches, each >= 1")
+        refuse(data, "patch_grid", "must be rows and columns of patches, each >= 1")
     if not data.grid_size > 0:
-        _fail(data, "grid_size", "must be metres > 0")
+        refuse(data, "grid_size", "must be metres > 0")
     if not data.train_splits:
-        _fail(data, "train_splits", "must name a split file, such as train")
+        refuse(data, "train_splits", "must name a split file, such as train")
     if min(data.procedural_rooms) < 0:
-        _fail(data, "procedural_rooms", "must be numbers >= 0 of train, val, test, test_unseen")
+        refuse(data, "procedural_rooms", "must be numbers >= 0 of train, val, test, test_unseen")
     for split in (*data.train_splits, *(data.val_splits or ())):
         if "/" in split or split in ("", ".", ".."):
             raise ValueError(f"split {split!r}: expected a name such as train, without .json")
@@ -58,7 +54,7 @@ def check_features(data: PairedScenes) -> None:
         ValueError: if images are changed at random.
     """
     if data.image_features is not None and data.image_augmentation.is_on:
-        _fail(
+        refuse(
             data,
             "image_augmentation",
             "stored features are of unchanged images; switch the chances off, or leave "

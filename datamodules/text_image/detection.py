@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from datamodules.argument_checks import is_hub_name
 from datamodules.errors import DataError, FaultPolicy
 from datamodules.readers.protocol import Split
 from datamodules.text_image.json_lines import METADATA, open_json_lines
@@ -95,22 +94,4 @@ def _lies_in(root: Path, patterns: tuple[str, ...]) -> bool:
     named = patterns[0] == METADATA
     return any(
         named or path.name != METADATA for pattern in patterns for path in root.glob(pattern)
-    )
-
-
-def check_pair_root(root: Path | None, layout: PairLayout) -> None:
-    """Make sure that a root exists, is a shard pattern or may be a hub name.
-
-    Raises:
-        FileNotFoundError: one line with what may lie at a root.
-    """
-    if root is None or root.exists():
-        return
-    if layout in ("auto", "webdataset") and "{" in str(root):
-        return
-    if layout in ("auto", "parquet") and is_hub_name(root):
-        return
-    raise FileNotFoundError(
-        f"data.init_args.root={root}: no such file or folder; expected {LOOKED_FOR}; correct the "
-        "path, or leave root out to use the embedded emoji"
     )

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from lightning_modules.bifrost_controlnet import BifrostControlNet
-from lightning_modules.callbacks.run_checkpoint import is_training_validation, is_trial
+from lightning_modules.callbacks.run_checkpoint import is_trial
+from lightning_modules.callbacks.validation_rhythm import ValidationRhythm
 from lightning_modules.pictures import draw_grid, shortened, write_png
 
 
-class BifrostPictures(Callback):
+class BifrostPictures(ValidationRhythm):
     """Writes ``<run>/pictures/bifrost-step000123.png`` and sends it to W&B.
 
     A row is a caption with its picture: the truth, from its true latents, from latents that the
@@ -34,53 +35,17 @@ class BifrostPictures(Callback):
     def __init__(
         self, train_pictures: int = 6, test_pictures: int = 6, every_n_validations: int = 1
     ) -> None:
+        super().__init__(every_n_validations)
         counts = {"train_pictures": train_pictures, "test_pictures": test_pictures}
-        for name, value in (counts | {"every_n_validations": every_n_validations}).items():
+        for name, value in counts.items():
             if value < 0:
                 raise ValueError(f"{name}={value}: must be >= 0")
         if not train_pictures + test_pictures:
             raise ValueError("train_pictures=0, test_pictures=0: at least one must be > 0")
         self.train_pictures, self.test_pictures = train_pictures, test_pictures
-        self.every_n_validations = every_n_validations
-        self._validations = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """The number of validations so far, so that a resumed run keeps the rhythm."""
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue counting where the checkpoint was written."""
-        self._validations = int(state_dict["validations"])
-
-    # Averaged weights are in by the first batch, but perhaps not before.
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401 - whatever the data module yields
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw at the first batch of every n-th validation of training."""
-        if batch_idx or dataloader_idx or not is_training_validation(trainer):
-            return
-        self._validations += 1
-        if self.every_n_validations and self._validations % self.every_n_validations == 0:
-            self._draw(trainer, pl_module, f"step{trainer.global_step:06d}")
-
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401 - whatever the data module yields
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw once, as ``bifrost-test.png``."""
-        if not batch_idx and not dataloader_idx:
-            self._draw(trainer, pl_module, "test")
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, occasion: str) -> None:
+    def draw(self, trainer: Trainer, pl_module: LightningModule, occasion: str) -> None:
+        """Draw ``bifrost-<occasion>.png``, on the first rank."""
         if not isinstance(pl_module, BifrostControlNet):
             raise TypeError(
                 f"{type(pl_module).__name__}: BifrostPictures draws BifrostControlNet only"

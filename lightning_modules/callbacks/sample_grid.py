@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from lightning_modules.callbacks.run_checkpoint import is_training_validation, is_trial
+from lightning_modules.callbacks.run_checkpoint import is_trial
+from lightning_modules.callbacks.validation_rhythm import ValidationRhythm
 from lightning_modules.pictures import draw_grid, write_png
 
 
@@ -22,7 +23,7 @@ class DrawsSamples(Protocol):
         """Images (B, C, H, W) in [-1, 1] of classes (B,); equal seeds give equal images."""
 
 
-class SampleGrid(Callback):
+class SampleGrid(ValidationRhythm):
     """Writes ``<run>/pictures/samples-step000123.png``, one class to a row, and sends it to W&B.
 
     The seed is the same every time, so that pictures of successive steps show the same samples.
@@ -47,8 +48,7 @@ class SampleGrid(Callback):
         batch_size: int = 100,
         seed: int = 0,
     ) -> None:
-        if every_n_validations < 0:
-            raise ValueError(f"every_n_validations={every_n_validations}: must be >= 0")
+        super().__init__(every_n_validations)
         for name, value in (
             ("samples_per_class", samples_per_class),
             ("max_classes", max_classes),
@@ -56,20 +56,10 @@ class SampleGrid(Callback):
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be >= 1")
-        self.every_n_validations = every_n_validations
         self.samples_per_class = samples_per_class
         self.max_classes = max_classes
         self.batch_size = batch_size
         self.seed = seed
-        self._validations = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """The number of validations so far, so that a resumed run keeps the rhythm."""
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues counting where the checkpoint was written."""
-        self._validations = int(state_dict["validations"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses a module that cannot draw before anything is trained."""
@@ -79,36 +69,8 @@ class SampleGrid(Callback):
                 "from trainer.callbacks or add the method"
             )
 
-    # Weight averaging swaps its weights in when the epoch starts and out when it ends, in the
-    # order of the callbacks. Before the first batch they are in whatever that order is.
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401  # whatever the datamodule yields
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draws the grid at the first batch of every n-th validation of training."""
-        if batch_idx or dataloader_idx or not is_training_validation(trainer):
-            return
-        self._validations += 1
-        if self.every_n_validations and self._validations % self.every_n_validations == 0:
-            self._draw(trainer, pl_module, f"step{trainer.global_step:06d}")
-
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,  # noqa: ANN401  # whatever the datamodule yields
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draws the grid once, as ``samples-test.png``."""
-        if not batch_idx and not dataloader_idx:
-            self._draw(trainer, pl_module, "test")
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, occasion: str) -> None:
+    def draw(self, trainer: Trainer, pl_module: LightningModule, occasion: str) -> None:
+        """Draws ``samples-<occasion>.png``."""
         names = _class_names(trainer)
         shown = torch.linspace(0, len(names) - 1, min(len(names), self.max_classes)).round().long()
         labels = shown.repeat_interleave(self.samples_per_class).to(pl_module.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from datamodules.errors import DataError
 from datamodules.multiview.readers.photo_folders import PhotoFinder, PhotoFolders, PosedPhotos
 from datamodules.multiview.readers.protocol import Cameras, SceneSplit
+from datamodules.multiview.readers.scene_walk import walk_scenes
 from datamodules.multiview.readers.transforms import frame_order, scene_names
 from datamodules.readers.split_names import SPLIT_WORDS
 
@@ -39,16 +39,7 @@ def model_file(folder: Path) -> Path | None:
 
 def scene_folders(root: Path) -> list[Path]:
     """Sorted folders with a sparse model, at or at most three below a root."""
-    found = []
-    for place, folders, _ in os.walk(root, followlinks=True):
-        folder = Path(place)
-        if model_file(folder) is not None:
-            found.append(folder)
-            folders.clear()
-        elif len(folder.relative_to(root).parts) >= _DEEPEST:
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith((".", "images"))]
-    return sorted(found)
+    return walk_scenes(root, lambda folder: model_file(folder) is not None, _DEEPEST)
 
 
 def open_colmap(root: Path) -> dict[SceneSplit, PhotoFolders]:

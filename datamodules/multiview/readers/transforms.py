@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from datamodules.errors import DataError
 from datamodules.multiview.image_fit import stored_size
 from datamodules.multiview.readers.photo_folders import PhotoFinder, PhotoFolders, PosedPhotos
 from datamodules.multiview.readers.protocol import Cameras, SceneSplit
+from datamodules.multiview.readers.scene_walk import walk_scenes
 from datamodules.readers.split_names import SPLIT_WORDS
 
 _FILE = "transforms.json"
@@ -41,16 +41,7 @@ def _camera_file(folder: Path) -> Path | None:
 
 def scene_folders(root: Path) -> list[Path]:
     """Sorted folders with a transforms.json (or transforms_train.json) at or below a root."""
-    found = []
-    for place, folders, _ in os.walk(root, followlinks=True):
-        folder = Path(place)
-        if _camera_file(folder) is not None:
-            found.append(folder)
-            folders.clear()
-        elif len(folder.relative_to(root).parts) >= _DEEPEST:
-            folders.clear()
-        folders[:] = [name for name in folders if not name.startswith((".", "images"))]
-    return sorted(found)
+    return walk_scenes(root, lambda folder: _camera_file(folder) is not None, _DEEPEST)
 
 
 def open_transforms(root: Path) -> dict[SceneSplit, PhotoFolders]:
