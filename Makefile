@@ -21,7 +21,7 @@ help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | \
 	    awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST (or METHOD=clift, token_reduction, concerto, bifrost)
+demo: demo-$(METHOD) ## train FARMER on Fashion-MNIST (or METHOD=clift, token_reduction, concerto, bifrost, all)
 
 demo-farmer: $(VENV)/.installed
 	$(RUN) fit --config configs/farmer/demo.yaml $(OFFLINE)
@@ -70,8 +70,15 @@ demo-bifrost: $(VENV)/.installed
 	    --model.branch "$(call NEWEST,bifrost_branch/branch)" --model.pictures_per_prompt 4 \
 	    --data.prompts configs/bifrost/demo_prompts.txt
 
+# All five, one after the other, then one page of what they have shown.
+demo-all: $(VENV)/.installed
+	mkdir -p runs && touch runs/.demo-all
+	for method in farmer clift token_reduction concerto bifrost; do \
+	    $(MAKE) --no-print-directory demo METHOD=$$method || exit 1; done
+	$(BIN)/python -m lightning_modules.demo_report runs --newer runs/.demo-all --out runs/report.html
+
 demo-%:
-	@echo "METHOD=$*: no such demo; there are METHOD=farmer, clift, token_reduction, concerto and bifrost" >&2; exit 1
+	@echo "METHOD=$*: no such demo; there are METHOD=farmer, clift, token_reduction, concerto, bifrost and all" >&2; exit 1
 
 test: $(VENV)/.installed-dev lint ## lint, type-check and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

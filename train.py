@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_modules.cli.failures import reported_failures
 from lightning_modules.cli.invocation import read_invocation
-from lightning_modules.cli.overview import OVERVIEW, is_overview_request
+from lightning_modules.cli.overview import EXAMINATION, is_overview_request, overview
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -18,35 +18,26 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 2 if the configuration or the checkpoint is wrong, 1 if the run fails,
-            128 + n if signal n stopped it.
+            128 + n if signal n stopped it; after ``doctor`` always, 0 or 2.
     """
     argv = list(sys.argv[1:] if args is None else args)
     if is_overview_request(argv):
-        print(OVERVIEW, end="")
+        print(overview(), end="")
         return
     with reported_failures():
+        if argv[0] == EXAMINATION:
+            from lightning_modules.cli.doctor.examination import examine
+
+            raise SystemExit(examine(argv[1:]))
         # Lightning takes seconds to import: what the files and flags give away comes first.
         invocation = read_invocation(argv)
-        from lightning.pytorch import LightningDataModule, LightningModule
-
-        from lightning_modules.cli.interface import QuintetCLI
+        from lightning_modules.cli.interface import LIGHTNING_OPTIONS, QuintetCLI
         from lightning_modules.cli.quiet import hush_advertisements
         from lightning_modules.cli.signals import StopRequests
 
         hush_advertisements()
         with StopRequests() as requests:
-            QuintetCLI(
-                invocation,
-                requests,
-                model_class=LightningModule,
-                datamodule_class=LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                seed_everything_default=0,
-                trainer_defaults={"use_distributed_sampler": False, "num_sanity_val_steps": 0},
-                auto_configure_optimizers=False,  # each method sets up its own schedule
-                save_config_callback=None,  # RunRecord saves it
-            )
+            QuintetCLI(invocation, requests, **LIGHTNING_OPTIONS)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.loggers import Logger, WandbLogger
+
 from lightning_modules.text_files import write_text
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ FIGURES: Mapping[str, tuple[str, int, float]] = {
     "psnr": ("PSNR dB", 2, 1.0),
     "mse": ("MSE", 4, 1.0),
     "cosine": ("cosine", 3, 1.0),
+    "spread": ("spread", 2, 1.0),
 }
 _WIDTH = 160
 
@@ -81,6 +84,18 @@ def generation_table(rows: Sequence[GenerationRow], title: str, caption: str) ->
 
 def _cell(value: float | None, digits: int, factor: float = 1.0) -> str:
     return "–" if value is None else f"{factor * value:.{digits}f}"
+
+
+def log_generation(loggers: Sequence[Logger], rows: Sequence[GenerationRow], name: str) -> None:
+    """Send the rows to Weights & Biases as a table, if it is among the loggers."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            columns = ["split", "source", "steps", "guidance", *FIGURES]
+            table = [
+                [r.split, r.source, r.steps, r.guidance, *(r.figures.get(n) for n in FIGURES)]
+                for r in rows
+            ]
+            logger.log_table(name, columns=columns, data=table)
 
 
 def report_generation(

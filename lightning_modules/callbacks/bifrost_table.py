@@ -8,12 +8,11 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from lightning_modules.bifrost_controlnet import BifrostControlNet
 from lightning_modules.bifrost_drawing import PartClock
-from lightning_modules.bifrost_results import FIGURES, GenerationRow, report_generation
+from lightning_modules.bifrost_results import GenerationRow, log_generation, report_generation
 from lightning_modules.callbacks.latent_table import SPLITS, Split, check_sweep, decoding_sweep
 from lightning_modules.callbacks.run_checkpoint import is_trial
 from lightning_modules.metrics.picture_retrieval import PictureJudge
@@ -112,14 +111,7 @@ class BifrostTable(Callback):
             "judge": f"EfficientNet-Lite0, stride {self.stride}, {self.judge_size} pixels",
         }
         report_generation(rows, Path(trainer.default_root_dir), "pictures", notes, extra)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                columns = ["split", "source", "steps", "guidance", *FIGURES]
-                table = [
-                    [r.split, r.source, r.steps, r.guidance, *(r.figures.get(n) for n in FIGURES)]
-                    for r in rows
-                ]
-                logger.log_table("test/bifrost", columns=columns, data=table)
+        log_generation(trainer.loggers, rows, "test/bifrost")
 
     def _samples(self, trainer: Trainer, module: BifrostControlNet, split: Split) -> _Samples:
         batch = cast("Any", trainer).datamodule.gallery(split, self.gallery)

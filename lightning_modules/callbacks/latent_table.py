@@ -12,10 +12,15 @@ from torch import Tensor
 
 from lightning_modules.bifrost_branch import BifrostBranch
 from lightning_modules.bifrost_drawing import PartClock
-from lightning_modules.bifrost_latent_scores import reveal_errors
-from lightning_modules.bifrost_results import GenerationRow, report_generation
+from lightning_modules.bifrost_latent_scores import relative_spread, reveal_errors
+from lightning_modules.bifrost_results import GenerationRow, log_generation, report_generation
 from lightning_modules.callbacks.run_checkpoint import is_trial
-from lightning_modules.metrics.retrieval import grouped_ranks, recall, retrieval_ranks
+from lightning_modules.metrics.retrieval import (
+    grouped_ranks,
+    nearest_entries,
+    recall,
+    retrieval_ranks,
+)
 from lightning_modules.randomness import EVALUATION
 from models.bifrost.decoding import DecodingOptions
 
@@ -41,10 +46,13 @@ class _Samples(NamedTuple):
 class LatentTable(Callback):
     """Compares generated latents with the true ones of training and held-out captions, in ``test``.
 
-    A row for each number of decoding steps, order and guidance, beside the mean latent; below, the
-    error of hidden tokens when some true ones are shown with an empty caption. Prints the table and
-    writes it to ``<run>/bifrost``. All processes do the same work, as sharded weights need them
-    all.
+    A row for each number of decoding steps, order and guidance, beside the mean latent. Spread is
+    the variance of generated latents as a share of the true ones': one step gives the mean of all
+    that a caption allows. Below, the error of hidden tokens when some true ones are shown with an
+    empty caption; and what steps are worth where the caption says nothing: to how many different
+    training samples latents from the empty caption come nearest, with different orders. Prints the
+    table and writes it to ``<run>/bifrost``. All processes do the same work, as sharded weights
+    need them all.
 
     Args:
         steps: Decoding steps K; null stands for N, one for each token.
@@ -84,6 +92,8 @@ class LatentTable(Callback):
                 chance = f"{name}: R@1 by chance {100 / len(samples.latents):.2f} %"
                 notes.append(f"{chance} of {len(samples.latents)}, {len(samples.captions)} asked")
                 notes += self._reveal(pl_module, name, samples)
+                if split == "train":
+                    notes += self._unprompted(pl_module, samples)
         for row in rows:
             for figure in ("r1_group", "r1", "mse"):
                 if figure in row.figures:
@@ -92,6 +102,7 @@ class LatentTable(Callback):
             source = cast("Any", trainer).datamodule.source_name
             extra = {"source": source, "latent_noise": pl_module.hparams["latent_noise"]}
             report_generation(rows, Path(trainer.default_root_dir), "latents", notes, extra)
+            log_generation(trainer.loggers, rows, "test/latents")
 
     def _samples(self, trainer: Trainer, module: BifrostBranch, split: Split) -> _Samples:
         data = cast("Any", trainer).datamodule
@@ -109,7 +120,8 @@ class LatentTable(Callback):
     ) -> Iterator[GenerationRow]:
         truth, mean = samples.latents[: len(samples.captions)], module.latent_mean
         yield GenerationRow(split, "mean latent", {"mse": _mse(mean, truth)}, {})
-        for options in decoding_sweep(module.branch.tokens, self.steps, self.guidance, self.orders):
+        steps = self._steps(module)
+        for options in decoding_sweep(module.branch.tokens, steps, self.guidance, self.orders):
             clock = PartClock()
             generated = self._generate(module, samples, options, clock)
             own = torch.arange(len(generated))
@@ -121,6 +133,7 @@ class LatentTable(Callback):
                 "r5": recall(ranks, 5),
                 "mse": _mse(generated, truth),
                 "cosine": float(torch.cosine_similarity(generated, truth, dim=-1).mean()),
+                "spread": relative_spread(generated, truth, mean),
             }
             seconds = {part: spent / len(generated) for part, spent in clock.seconds.items()}
             source = "caption" if options.order == "random" else "caption, surest first"
@@ -137,6 +150,25 @@ class LatentTable(Callback):
             with clock.measure("latents"):
                 parts.append(module.generator.decode(text, samples.keys[part], options))
         return torch.cat(parts)
+
+    def _steps(self, module: BifrostBranch) -> tuple[int | None, ...]:
+        """Numbers of steps; a branch that reads no latents takes one."""
+        return self.steps if module.branch.queries == "masked" else (1,)
+
+    def _unprompted(self, module: BifrostBranch, samples: _Samples) -> list[str]:
+        """A line with what comes of the empty caption in as many orders as a group has items."""
+        text = module.foundation.text_states([""]).repeat(_GROUP)
+        keys = [(number,) for number in range(_GROUP)]
+        found = []
+        for options in decoding_sweep(module.branch.tokens, self._steps(module), (1.0,)):
+            latents = module.generator.decode(text, keys, options)
+            nearest = nearest_entries(latents, samples.latents, module.latent_mean)
+            kinds = len(set(nearest.tolist()))
+            spread = relative_spread(latents, samples.latents, module.latent_mean)
+            found.append(f"K={options.steps} {kinds} (spread {spread:.3f})")
+            module.log(f"test/unprompted_kinds_k{options.steps}", float(kinds))
+            module.log(f"test/unprompted_spread_k{options.steps}", spread)
+        return [f"empty caption, {_GROUP} orders: nearest to different samples: {', '.join(found)}"]
 
     def _reveal(self, module: BifrostBranch, split: str, samples: _Samples) -> list[str]:
         """A line with the errors by the number of tokens shown, if the branch reads any."""

@@ -53,14 +53,22 @@ class RunSummary(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 places.append(_wandb_place(logger))
-        if stage == "fit":
+        if stage == "fit" and any(run.glob("checkpoints/*.ckpt")):
             places.append(("test it", f"python train.py test --resume {run}"))
-        places.append(("resume", f"python train.py fit --resume {run}"))
+            if not _is_complete(trainer):
+                places.append(("resume", f"python train.py fit --resume {run}"))
         return places
 
     def _new_pictures(self, run: Path) -> list[Path]:
         made = [p for p in run.glob("pictures/**/*.png") if p.stat().st_mtime >= self._started]
         return sorted(made, key=lambda path: path.stat().st_mtime)[-_MOST_PICTURES:]
+
+
+def _is_complete(trainer: Trainer) -> bool:
+    """Say whether training has gone as far as it was asked to; resuming would do nothing."""
+    if trainer.max_steps not in (None, -1) and trainer.global_step >= trainer.max_steps:
+        return True
+    return trainer.max_epochs not in (None, -1) and trainer.current_epoch >= trainer.max_epochs
 
 
 def _metrics_table(metrics: dict[str, float], stage: str) -> Table:

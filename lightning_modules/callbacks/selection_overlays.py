@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from lightning_modules.callbacks.reduction_table import gather_objects
@@ -117,7 +118,11 @@ class SelectionOverlays(BasePredictionWriter):
         write_text(directory / "index.json", json.dumps(content) + "\n")
         if self._rows:
             names = ["image", "score", *(f"keep {share:g}" for share in self.shares)]
-            write_png(draw_grid(self._rows, columns=names), directory / "sheet.png")
+            sheet = draw_grid(self._rows, columns=names)
+            write_png(sheet, directory / "sheet.png")
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_image("predict/selection", [sheet])
 
     def _directory(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / self.folder

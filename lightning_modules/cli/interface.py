@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -32,6 +32,18 @@ from lightning_modules.cli.resume import check_fit, choose_checkpoint, choose_ru
 from lightning_modules.cli.run_directory import RunDirectory, is_zero_rank
 from lightning_modules.cli.settings import find_place
 from lightning_modules.cli.signals import StopRequests
+
+LIGHTNING_OPTIONS: dict[str, Any] = {
+    "model_class": LightningModule,
+    "datamodule_class": LightningDataModule,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "seed_everything_default": 0,
+    "trainer_defaults": {"use_distributed_sampler": False, "num_sanity_val_steps": 0},
+    "auto_configure_optimizers": False,  # each method sets up its own schedule
+    "save_config_callback": None,  # RunRecord saves it
+}
+"""What Quintet asks of LightningCLI."""
 
 # Settings of one call, which a later call with the saved configuration is not to repeat.
 _CALL_ONLY = ("config", "resume", "ckpt_path", "weights_only", "verbose", "return_predictions")
