@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     Qwen2_5_VLForConditionalGeneration,
@@ -29,7 +28,7 @@ from models.bifrost.demo_tokenizer import load_tokenizer
 from models.bifrost.language_model import FrozenLanguageModel
 from models.bifrost.prompts import ChatTokens, Prompts, clean_caption, lay_out
 from models.bifrost.text_states import TextStates, encode_text
-from models.bifrost.vision_tower import EncoderTower, LatentTower, QwenTower
+from models.bifrost.vision_tower import LatentTower, QwenTower
 from models.image_encoders.frozen_encoder import FrozenEncoder
 
 Precision = Literal["float32", "bfloat16"]
@@ -150,13 +149,13 @@ class DemoFoundation(Foundation):
         return Prompts(ids, mask.long())
 
 
-class _ChatFoundation(Foundation):
+class ChatFoundation(Foundation):
     """Prompts by a Hugging Face tokenizer.
 
     Args:
         tower: See `Foundation`.
         model: See `Foundation`.
-        folder: With the tokenizer.
+        tokens: The tokenizer's part.
         prompt_length: See `Foundation`.
         clean_captions: Whether openings such as "The image shows" are cut from captions.
     """
@@ -165,11 +164,11 @@ class _ChatFoundation(Foundation):
         self,
         tower: LatentTower,
         model: FrozenLanguageModel | None,
-        folder: Path,
+        tokens: ChatTokens,
         prompt_length: int,
         clean_captions: bool,
     ) -> None:
-        self._tokens = ChatTokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        self._tokens = tokens
         self._clean_captions = clean_captions
         super().__init__(tower, model, prompt_length)
 
@@ -183,7 +182,7 @@ class _ChatFoundation(Foundation):
         return f"{super()._layout()} {self._clean_captions}"
 
 
-class QwenFoundation(_ChatFoundation):
+class QwenFoundation(ChatFoundation):
     """Qwen2.5-VL of any size with its own vision tower, as in the paper.
 
     Args:
@@ -215,40 +214,8 @@ class QwenFoundation(_ChatFoundation):
         )
         tower = QwenTower(model, image_size)
         frozen = None if tower_only else FrozenLanguageModel(model)
-        super().__init__(tower, frozen, folder, prompt_length, clean_captions)
-
-
-class LanguageModelFoundation(_ChatFoundation):
-    """A plain Llama or Qwen2 beside an image encoder of its own: the ablation of the paper.
-
-    Args:
-        folder: Of the language model: configuration, safetensors, tokenizer.
-        encoder: Its patch tokens are the latents.
-        image_size: Side in pixels that the encoder sees; null takes its own.
-        prompt_length: See `QwenFoundation`.
-        clean_captions: See `QwenFoundation`.
-        dtype: Type of the language model's weights.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: It holds another kind of model, or a number is out of range.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        encoder: FrozenEncoder,
-        image_size: int | None = None,
-        prompt_length: int = 300,
-        clean_captions: bool = True,
-        dtype: Precision = "bfloat16",
-    ) -> None:
-        folder = check_folder(folder, "a Llama or Qwen2")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-        )
-        tower = EncoderTower(encoder, image_size)
-        super().__init__(tower, FrozenLanguageModel(model), folder, prompt_length, clean_captions)
+        tokens = ChatTokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        super().__init__(tower, frozen, tokens, prompt_length, clean_captions)
 
 
 def check_folder(folder: Path, what: str) -> Path:

@@ -57,6 +57,19 @@ def latent_scores(parts: Sequence[ValidationLatents], mean: Tensor) -> dict[str,
     return scores
 
 
+def relative_spread(generated: Tensor, truth: Tensor, mean: Tensor) -> float:
+    """Mean square around the mean latent as a share of the true latents' own.
+
+    Below 1 where a prediction averages over what a caption leaves open; the mean latent has 0.
+
+    Args:
+        generated: (B, N, C).
+        truth: (G, N, C).
+        mean: (N, C).
+    """
+    return float((generated - mean).square().mean() / (truth - mean).square().mean())
+
+
 def reveal_counts(branch: VisionBranch) -> tuple[int, ...]:
     """Numbers of tokens that `reveal_errors` shows; none if the branch reads no latents."""
     tokens = branch.tokens

@@ -53,6 +53,18 @@ def retrieval_ranks(
     return ((scores > own).sum(1) + ((scores == own) & earlier).sum(1)).cpu()
 
 
+def nearest_entries(queries: Tensor, gallery: Tensor, centre: Tensor) -> Tensor:
+    """Gallery entry (M,) int64 of highest cosine similarity to each query.
+
+    Args:
+        queries: (M, ...).
+        gallery: (G, ...).
+        centre: Subtracted from both first, see `retrieval_ranks`.
+    """
+    own, others = ((entries - centre).flatten(1).float() for entries in (queries, gallery))
+    return (F.normalize(own, dim=1) @ F.normalize(others, dim=1).T).argmax(1)
+
+
 def grouped_ranks(
     queries: Tensor,
     gallery: Tensor,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,9 @@ class LatentTower(nn.Module):
         ValueError: A number is out of range.
     """
 
+    # Part of the identity; a class that only reads its network from files keeps its parent's.
+    kind: ClassVar[str] = "LatentTower"
+
     def __init__(self, network: nn.Module, image_size: int, tokens: int, width: int) -> None:
         super().__init__()
         if image_size < 1:
@@ -61,7 +64,7 @@ class LatentTower(nn.Module):
     def identity(self) -> str:
         """16 hexadecimal digits: a hash of the weights and of what else decides the latents."""
         if self._identity is None:
-            text = f"{type(self).__name__} {self._about()} {weights_digest(self.network)}"
+            text = f"{self.kind} {self._about()} {weights_digest(self.network)}"
             self._identity = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self._identity
 
@@ -116,6 +119,8 @@ class QwenTower(LatentTower):
         ValueError: The side is no multiple of patch and merger, or the model is another.
     """
 
+    kind = "QwenTower"
+
     def __init__(
         self,
         model: nn.Module,
@@ -160,6 +165,8 @@ class EncoderTower(LatentTower):
     Raises:
         ValueError: The encoder has no square grid at this size.
     """
+
+    kind = "EncoderTower"
 
     def __init__(self, encoder: FrozenEncoder, image_size: int | None = None) -> None:
         size = encoder.image_size[0] if image_size is None else image_size

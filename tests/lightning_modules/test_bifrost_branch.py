@@ -11,11 +11,7 @@ from torch.testing import assert_close
 
 from datamodules.keyed_random import keyed_generator
 from lightning_modules.bifrost_branch import BifrostBranch
-from lightning_modules.bifrost_frozen import (
-    DemoFoundation,
-    LanguageModelFoundation,
-    QwenFoundation,
-)
+from lightning_modules.bifrost_frozen import DemoFoundation, QwenFoundation
 from lightning_modules.bifrost_generation import read_branch
 from lightning_modules.bifrost_options import BifrostOptimisation, BranchShape
 from lightning_modules.callbacks.latent_store import LatentStore
@@ -34,8 +30,7 @@ from tests.lightning_modules.bifrost_runs import (
     write_foundations,
     write_pairs,
 )
-from tests.lightning_modules.reduction_runs import tiny_encoder
-from tests.models.bifrost_networks import llama, vision_language_model
+from tests.models.bifrost_networks import vision_language_model
 from tests.models.test_bifrost_prompts import tokenizer
 
 LOGGED = {"train/loss", "val/loss", "val/mse", "val/mse_mean", "val/cosine", "val/r1", "val/r5"}
@@ -272,14 +267,3 @@ def test_qwen_folder(root: Path, tmp_path: Path) -> None:
         _ = alone.language_model
     with pytest.raises(FileNotFoundError, match="no such folder; download"):
         QwenFoundation(tmp_path / "absent")
-
-
-def test_plain_language_model_with_an_image_encoder(root: Path, tmp_path: Path) -> None:
-    chat = tokenizer()
-    llama(vocab_size=len(chat)).save_pretrained(tmp_path / "llama")
-    chat.save_pretrained(tmp_path / "llama")
-    given = (tmp_path / "llama", tiny_encoder(), None, 160, True)
-    module = tiny_branch(LanguageModelFoundation(*given, dtype="float32"))
-    saved(module, root, tmp_path / "two.ckpt")
-    assert module.branch.input_projection is not None
-    assert (module.branch.tokens, module.branch.latent_width) == (36, 16)

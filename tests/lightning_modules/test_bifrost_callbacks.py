@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from datamodules.errors import DataError
+from lightning_modules.bifrost_options import BranchShape
 from lightning_modules.bifrost_results import GenerationRow, generation_table
 from lightning_modules.callbacks.bifrost_pictures import BifrostPictures
 from lightning_modules.callbacks.bifrost_table import BifrostTable
@@ -22,6 +23,7 @@ from lightning_modules.callbacks.generation_folders import (
 from lightning_modules.callbacks.latent_store import LatentStore
 from lightning_modules.callbacks.latent_table import LatentTable, decoding_sweep
 from lightning_modules.pictures import to_pil
+from models.bifrost.decoding import DecodingOptions
 from tests.cli.calls import call
 from tests.lightning_modules.bifrost_runs import (
     pairs,
@@ -98,6 +100,26 @@ def test_latent_table(folder: Path, root: Path, tmp_path: Path) -> None:
     text = (tmp_path / "bifrost" / "latents.txt").read_text()
     assert "held out: R@1 by chance 12.50 % of 8, 8 asked" in text
     assert "MSE of hidden tokens, empty caption, k of 4 shown: 0 " in text
+    ratio = (generated - module.latent_mean).square().mean() / expected
+    assert rows[1]["figures"]["spread"] == pytest.approx(float(ratio), rel=1e-3)
+    # In one step no order can matter, so all latents of the empty caption are one.
+    assert metrics["test/unprompted_kinds_k1"] == 1
+    assert metrics["test/unprompted_kinds_k4"] >= 1
+    assert "empty caption, 100 orders: nearest to different samples: K=1 1 (spread" in text
+
+
+def test_latent_table_of_queries_that_read_no_latents(
+    folder: Path, root: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"shape": BranchShape(queries="learned_2d")}
+    module = tiny_branch(folder, **options, decoding=DecodingOptions(1))
+    saved(module, root, tmp_path / "two.ckpt")
+    table = LatentTable((1, None), (1.0,), queries=4, gallery=8)
+    [metrics] = tiny_trainer(tmp_path, callbacks=[table]).test(module, pairs(root), verbose=False)
+    assert {name for name in metrics if "_k" in name and "mse" in name} == {
+        "test/mse_caption_k1_w1_train",
+        "test/mse_caption_k1_w1_held_out",
+    }
 
 
 @pytest.mark.parametrize("with_branch", [False, True])

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from lightning_modules.metrics.picture_retrieval import PictureJudge
-from lightning_modules.metrics.retrieval import grouped_ranks, recall, retrieval_ranks
+from lightning_modules.metrics.retrieval import (
+    grouped_ranks,
+    nearest_entries,
+    recall,
+    retrieval_ranks,
+)
 
 
 def random_pictures(count: int, seed: int = 0) -> torch.Tensor:
@@ -36,6 +41,8 @@ def test_what_all_share_is_subtracted() -> None:
     query, own = centre + torch.tensor([[0.0, 3.0]]), torch.tensor([0])
     assert retrieval_ranks(query, gallery, own, centre).tolist() == [0]
     assert retrieval_ranks(query, gallery, own).tolist() == [1]
+    assert nearest_entries(query, gallery, centre).tolist() == [0]
+    assert nearest_entries(query, gallery, 0 * centre).tolist() == [1]
 
 
 def test_groups_are_compared_among_themselves() -> None:
