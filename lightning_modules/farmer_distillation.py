@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.imagenet import ImageBatch
 from datamodules.sample_requests import SampleRequest
+from lightning_modules.cli.checkpoint_files import read_checkpoint
 from lightning_modules.farmer import Farmer
 from lightning_modules.logging_steps import is_log_step
 from lightning_modules.optimizers import adamw_warmup_cosine, keep_configured_rates
@@ -189,6 +190,7 @@ def load_teacher(path: Path) -> Farmer:
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
+        CheckpointError: If it is damaged or holds more than tensors and plain values.
         ValueError: If it is not a checkpoint of `Farmer`.
     """
     if not path.is_file():
@@ -196,6 +198,7 @@ def load_teacher(path: Path) -> Farmer:
             f"{path}: no such file; model.teacher must be a FARMER checkpoint, such as "
             "runs/latest/checkpoints/last.ckpt"
         )
+    read_checkpoint(path)  # compares it with its digest
     try:
         # LightningCLI keeps the arguments of the class it builds in a context variable, which the
         # teacher would take for its own.

@@ -101,10 +101,12 @@ def stored_size(data: bytes) -> tuple[int, int]:
     """Height and width that an encoded image states in its header.
 
     Raises:
-        ValueError: if it is no image.
+        ValueError: if it is no image, or one of absurd size.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width
-    except OSError as error:
-        raise ValueError(f"not an image file ({len(data)} bytes)") from error
+    except Exception as error:
+        # Pillow's plugins raise almost anything on damaged files, and refuse giants.
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"not an image file of a usable size ({reason})") from error

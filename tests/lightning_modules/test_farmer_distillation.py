@@ -94,7 +94,8 @@ def test_other_data_than_the_teachers_is_refused(teacher_file: Path) -> None:
 def test_missing_or_foreign_teacher_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_teacher(tmp_path / "none.ckpt")
-    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "foreign.ckpt")
+    content = {"state_dict": {}, "hyper_parameters": {}, "global_step": 1}
+    torch.save(content, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of Farmer"):
         load_teacher(tmp_path / "foreign.ckpt")
 

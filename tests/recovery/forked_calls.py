@@ -23,7 +23,7 @@ _CONTEXT.set_forkserver_preload(
         "lightning_modules.bifrost_branch",
     ]
 )
-_PATIENCE = 120.0
+_PATIENCE = 300.0
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 

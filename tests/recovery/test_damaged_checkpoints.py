@@ -14,6 +14,7 @@ import pytest
 import torch
 from calls import TINY, call, fit, write_tiny
 from comparison import final_state
+from spoiled_files import DAMAGES, truncate
 
 from lightning_modules.cli.checkpoint_files import newest_good_checkpoint, read_checkpoint
 from lightning_modules.cli.checkpoint_io import VerifiedCheckpointIO
@@ -39,27 +40,7 @@ def newest(run: Path) -> Path:
     return run / "checkpoints" / "step-00000024.ckpt"
 
 
-def truncate(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def flip(file: Path) -> None:
-    """Change one byte of the weights, which the zip format alone would not notice."""
-    content = bytearray(file.read_bytes())
-    position = content.find(b"data/0") + 200
-    content[position] ^= 0xFF
-    file.write_bytes(bytes(content))
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def text(file: Path) -> None:
-    file.write_text("these are not weights\n")
-
-
-@pytest.mark.parametrize("damage", [truncate, flip, empty, text])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(damage: Callable[[Path], None], run: Path) -> None:
     damage(newest(run))
     outcome = call("test", "--resume", "run", "--ckpt_path", str(newest(run)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from calls import write_tiny
 from comparison import assert_same_weights, rows
-from forked_calls import row_count, start
+from forked_calls import children, environment, is_running, row_count, start
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "trainer" / "ddp.yaml"
 FLAGS = [
@@ -48,3 +50,27 @@ def test_non_finite_loss_ends_all_processes(tmp_path: Path) -> None:
     assert "step 3 (epoch 0), samples " in text
     assert "loss=nan" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_rank_ends_the_other(victim: int, tmp_path: Path) -> None:
+    """A rank that waits for a dead one for ever would keep its device busy."""
+    write_tiny(tmp_path)
+    call = start(["fit", *FLAGS, "--model.sleep=0.1", "--trainer.max_epochs=99"], tmp_path)
+    call.wait(until=lambda: row_count(tmp_path) >= 3)
+    first = call.process.pid
+    assert first is not None
+    ranks = [first, *(pid for pid in children(first) if "LOCAL_RANK=1" in environment(pid))]
+    assert len(ranks) == 2
+    os.kill(ranks[victim], signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = [pid for pid in ranks if is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert call.finish() != 0
+    resumed = start(["fit", "--resume", "runs/latest", "--trainer.max_epochs=2"], tmp_path)
+    assert resumed.finish() == 0, resumed.log.read_text()

@@ -10,7 +10,7 @@ import pytest
 from calls import fit, write_tiny
 from comparison import assert_same_weights, final_state, rows
 from forked_calls import row_count, start
-from test_exact_resume import METHODS
+from methods import EMA
 
 FLAGS = [
     "--trainer.accumulate_grad_batches=2",
@@ -19,12 +19,6 @@ FLAGS = [
     "--trainer.max_epochs=3",
     "--checkpoint.every_n_train_steps=2",
 ]
-EMA = """\
-trainer:
-  callbacks:
-    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
-      init_args: {decay: 0.9, update_starting_at_step: 0}
-"""
 
 
 def newest(folder: Path) -> Path:
@@ -34,7 +28,7 @@ def newest(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_three_times(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_five_times(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reference_folder, folder = tmp_path / "reference", tmp_path / "killed"
     for place in (reference_folder, folder):
         place.mkdir()
@@ -46,8 +40,8 @@ def test_killed_three_times(workers: int, tmp_path: Path, monkeypatch: pytest.Mo
     slow = ["--model.sleep", "0.02", "--data.num_workers", str(workers)]
     args = ["fit", "--config", "tiny.yaml", *FLAGS, *slow]
     rows_wanted = 0
-    for _ in range(3):
-        rows_wanted += chance.randint(4, 7)
+    for _ in range(5):  # ten random moments in both cases together
+        rows_wanted += chance.randint(2, 4)
         call = start(args, folder)
         call.kill(until=lambda: row_count(folder) >= rows_wanted)  # noqa: B023
         args = ["fit", "--resume", "runs/latest"]
@@ -56,32 +50,6 @@ def test_killed_three_times(workers: int, tmp_path: Path, monkeypatch: pytest.Mo
     assert_same_weights(reference, newest(folder))
     steps = [row["step"] for row in rows(newest(folder)) if row["train/loss"]]
     assert len(steps) == len(set(steps)), "no step may be logged twice"
-
-
-@pytest.mark.parametrize("method", ["clift stage 1", "clift stage 2"])
-def test_killed_run_of_a_method_ends_the_same(
-    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, flags, _ = METHODS[method]
-    monkeypatch.chdir(tmp_path)
-    reference = fit(tmp_path, *flags, config=config)
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    (folder / "rooms").symlink_to(tmp_path / "rooms")
-    hook = (
-        "import time\n"
-        "from lightning_modules.callbacks.step_seed import StepSeed\n"
-        "StepSeed.on_train_batch_end = lambda *_, **__: time.sleep(0.15)\n"
-    )
-    every = "--checkpoint.every_n_train_steps=1"
-    call = start(["fit", "--config", str(config), *flags, every], folder, hook)
-    call.kill(until=lambda: row_count(folder) >= 2)
-    run = (folder / "runs/latest").resolve()
-    assert 1 <= final_state(run)["global_step"] < 6
-    call = start(["fit", "--resume", "runs/latest"], folder)
-    assert call.finish() == 0, call.log.read_text()
-    assert_same_weights(reference, run)
-    assert rows(run) == rows(reference)
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
