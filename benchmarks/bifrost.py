@@ -5,8 +5,6 @@ all pairs, text anew in every decoding step), alternately in one process, so tha
 a busy machine. The last column is the released code itself on a reference machine.
 """
 
-import argparse
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +12,8 @@ import torch
 from dual_branch import DualBranch
 from rich.console import Console
 from rich.table import Table
+from rows import Row, benchmark_parser, write_rows
+from timing import Call, best_seconds
 from torch import Tensor
 from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 from transformers.utils import logging
@@ -24,7 +24,6 @@ from models.bifrost.language_model import FrozenLanguageModel
 from models.bifrost.text_states import encode_text
 
 ITEMS, TEXT, TOKENS, WIDTH, LAYERS = 4, 60, 256, 256, 6
-Call = Callable[[], object]
 
 
 class Part(NamedTuple):
@@ -34,17 +33,6 @@ class Part(NamedTuple):
     ours: Call
     theirs: Call
     released: float
-
-
-def pair_seconds(ours: Call, theirs: Call, repeats: int) -> tuple[float, float]:
-    """Smallest CPU time of each of two calls made alternately; other load can only add to it."""
-    times: dict[Call, list[float]] = {ours: [], theirs: []}
-    for _ in range(repeats):
-        for run, seconds in times.items():
-            start = time.process_time()
-            run()
-            seconds.append(time.process_time() - start)
-    return min(times[ours]), min(times[theirs])
 
 
 def tiny_networks(mlp: int) -> tuple[FrozenLanguageModel, VisionBranch]:
@@ -103,29 +91,33 @@ def branch_parts(mlp: int) -> list[Part]:
     ]
 
 
-def report(console: Console, mlp: int, repeats: int) -> None:
-    """Print the table of one MLP width."""
+def report(console: Console, mlp: int, repeats: int) -> list[Row]:
+    """Print the table of one MLP width; returns its rows."""
+    rows = []
     title = f"B={ITEMS} T={TEXT} N={TOKENS} H={WIDTH} L={LAYERS} MLP={mlp}, CPU seconds"
     table = Table(title=title)
     for heading in ("part", "ours", "dual", "dual / ours", "released, elsewhere"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for part in branch_parts(mlp):
-        ours, theirs = pair_seconds(part.ours, part.theirs, repeats)
+        ours, theirs = best_seconds((part.ours, part.theirs), repeats)
+        rows.append(Row(f"{part.name}, MLP {mlp}", ours, theirs, "dual branch for all tokens"))
         numbers = (f"{ours:.4f}", f"{theirs:.4f}", f"{theirs / ours:.2f}", f"{part.released:.3f}")
         table.add_row(part.name, *numbers)
     console.print(table)
+    return rows
 
 
 def main() -> None:
     """Run all tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mlp", type=int, nargs="+", default=[512, 1024], help="MLP widths")
-    parser.add_argument("--repeats", type=int, default=9, help="timed calls of each part")
+    parser = benchmark_parser(__doc__, quick="the narrower MLP alone", repeats=9)
+    parser.add_argument("--mlp", type=int, nargs="+", help="MLP widths")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    for mlp in options.mlp:
-        report(Console(width=100), mlp, options.repeats)
+    rows: list[Row] = []
+    for mlp in options.mlp or ((512,) if options.quick else (512, 1024)):
+        rows += report(Console(width=100), mlp, options.repeats)
+    write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ reference machine of 75 to 80 GFLOP/s; its training step includes a VGG19 loss, 
 """
 
 import argparse
-import re
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from memory import available_gigabytes, peak_megabytes
 from rich.console import Console
 from rich.table import Table
+from rows import Row, benchmark_parser, write_rows
+from timing import Call, best_seconds
 from torch import Tensor, nn
 from torch_clift import WIDTH, TorchClift
 
@@ -45,26 +45,24 @@ RELEASED: dict[str, dict[int, float]] = {
     "stage 1 step": {64: 1.51, 128: 6.63},
     "stage 2 step": {64: 1.37, 128: 5.56},
 }
-Call = Callable[[], object]
+# Steps of torch's modules on 4096 tokens hold every attention weight.
+LARGE_STEP_GIGABYTES = 18
 
 
 def pair_seconds(ours: Call, theirs: Call | None, repeats: int) -> tuple[float, float | None]:
-    """Smallest CPU time of each of two calls made alternately; other load can only add to it."""
-    times: dict[Call, list[float]] = {ours: []} | ({theirs: []} if theirs else {})
-    for _ in range(repeats):
-        for run, seconds in times.items():
-            start = time.process_time()
-            run()
-            seconds.append(time.process_time() - start)
-    return min(times[ours]), min(times[theirs]) if theirs else None
+    """Smallest CPU times of both."""
+    if theirs is None:
+        return best_seconds((ours,), repeats)[0], None
+    first, second = best_seconds((ours, theirs), repeats)
+    return first, second
 
 
 class Bench:
-    """Inputs of one picture size, and both networks; ``steps`` times training steps too."""
+    """Inputs of one picture size, and both networks."""
 
-    def __init__(self, size: int, repeats: int, steps: bool = True) -> None:
+    def __init__(self, size: int, repeats: int) -> None:
         torch.manual_seed(0)
-        self.size, self.repeats, self.steps = size, repeats, steps
+        self.size, self.repeats = size, repeats
         self.ours, self.theirs = Clift(CliftShape()).eval(), TorchClift().eval()
         self.intrinsics = torch.tensor([0.8 * size, 0.8 * size, size / 2, size / 2])
         self.pose = torch.eye(4).repeat(1, VIEWS + TARGETS, 1, 1)
@@ -87,7 +85,7 @@ class Bench:
         generator = torch.Generator().manual_seed(seed)
         return kmeans(self.tokens, self.tokens.shape[1] // share, 25, "random", generator)
 
-    def rows(self) -> list[tuple[str, float, float | None]]:
+    def parts(self) -> list[tuple[str, float, float | None]]:
         """Name, our seconds and torch's, of every part."""
         parts: list[tuple[str, Call, Call | None]] = [
             ("rays of 4 views", lambda: self.make_rays(VIEWS), None),
@@ -107,9 +105,12 @@ class Bench:
         parts.append(("same, padded to N", *self.render_calls(4, padded=True)))
         with torch.no_grad():
             found = [(name, *pair_seconds(a, b, self.repeats)) for name, a, b in parts]
-        if self.steps:
-            for name, calls in (("stage 1", self.stage_1_calls), ("stage 2", self.stage_2_calls)):
-                found.append((f"{name} step", *pair_seconds(*calls(), self.repeats)))
+        large = self.size >= 256
+        repeats = 1 if large else self.repeats  # minutes each
+        alone = large and available_gigabytes() < LARGE_STEP_GIGABYTES
+        for name, calls in (("stage 1", self.stage_1_calls), ("stage 2", self.stage_2_calls)):
+            ours, theirs = calls()
+            found.append((f"{name} step", *pair_seconds(ours, None if alone else theirs, repeats)))
         return found
 
     def kmeans_calls(self, share: int) -> tuple[Call, Call | None]:
@@ -199,17 +200,20 @@ class Bench:
         return self.step(ours, ours_picture), self.step(theirs, theirs_picture)
 
 
-def report_parts(console: Console, bench: Bench) -> None:
-    """Print the table of one size."""
-    size = bench.size
+def report_parts(console: Console, bench: Bench) -> list[Row]:
+    """Print the table of one size; returns its rows."""
+    size, rows = bench.size, []
     table = Table(title=f"{VIEWS} views of {size} x {size}, N={bench.tokens.shape[1]}, CPU seconds")
     for heading in ("part", "ours", "torch", "torch / ours", "released, elsewhere"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
-    for name, ours, theirs in bench.rows():
+    for name, ours, theirs in bench.parts():
+        against = "faiss" if name.startswith("K-means") else "torch's own modules"
+        rows.append(Row(f"{name}, {size} x {size}", ours, theirs, against if theirs else ""))
         released = RELEASED[name].get(size)
         ratio = (f"{theirs:.4f}", f"{theirs / ours:.2f}") if theirs else ("-", "-")
         table.add_row(name, f"{ours:.4f}", *ratio, f"{released:.4f}" if released else "-")
     console.print(table)
+    return rows
 
 
 def report_budgets(console: Console, bench: Bench) -> None:
@@ -223,13 +227,13 @@ def report_budgets(console: Console, bench: Bench) -> None:
         tokens = bench.tokens[:, ::share].contiguous()
         with torch.no_grad():
             memory = bench.ours.remember(tokens)
-            ready, full = pair_seconds(
+            calls: list[Call] = [
                 lambda memory=memory: bench.ours.render_memory(memory, rays),
                 lambda tokens=tokens: bench.ours.render(tokens, rays),
-                bench.repeats,
-            )
+            ]
+            ready, full = best_seconds(calls, bench.repeats)
         macs = render_macs(CliftShape(), (bench.size, bench.size), total // share)
-        numbers = (1e3 * ready, 1e3 * (full or 0), 1e-9 * macs.linear, 1e-9 * macs.total)
+        numbers = (1e3 * ready, 1e3 * full, 1e-9 * macs.linear, 1e-9 * macs.total)
         table.add_row(str(total // share), *(f"{number:.1f}" for number in numbers))
     console.print(table)
 
@@ -250,12 +254,6 @@ def condenser_megabytes(kind: str, count: int) -> float:
     return peak_megabytes() - before
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this program; unlike getrusage, its parent's does not count."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
-
-
 def report_memory(console: Console, counts: tuple[int, ...]) -> None:
     """Print the condenser's peak memory, each measured in a process of its own."""
     table = Table(title="peak memory of condensing one scene to N/4, MB")
@@ -272,12 +270,8 @@ def report_memory(console: Console, counts: tuple[int, ...]) -> None:
 
 def main() -> None:
     """Run all tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="sizes 64 and 128 only")
+    parser = benchmark_parser(__doc__, quick="sizes 64 and 128 only", repeats=3)
     parser.add_argument("--sizes", type=int, nargs="+", help="only these sizes")
-    large = "training steps at 256 as well: many minutes, and 16 GB of memory"
-    parser.add_argument("--large-steps", action="store_true", help=large)
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each part")
     parser.add_argument("--condenser-memory", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -286,12 +280,13 @@ def main() -> None:
         kind, count = options.condenser_memory
         sys.stdout.write(str(condenser_megabytes(kind, int(count))))
         return
-    console = Console()
+    console, rows = Console(), []
     for size in options.sizes or ((64, 128) if options.quick else (64, 128, 256)):
-        bench = Bench(size, options.repeats, steps=size < 256 or options.large_steps)
-        report_parts(console, bench)
+        bench = Bench(size, options.repeats)
+        rows += report_parts(console, bench)
     report_budgets(console, bench)
     report_memory(console, (1024, 2048) if options.quick else (1024, 2048, 4096))
+    write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ released code itself, elsewhere on one core, where it needs two work-arounds to 
 spconv is installed, its convolution is timed beside ours.
 """
 
-import argparse
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +19,8 @@ import torch
 from plain_concerto import copy_weights, largest_difference, plain_encoder
 from rich.console import Console
 from rich.table import Table
+from rows import Row, benchmark_parser, write_rows
+from timing import Call, best_seconds, matrix_rate
 from torch import Tensor
 
 from models.concerto.clouds import PointCloud
@@ -27,6 +28,7 @@ from models.concerto.encoder import EncoderShape, PointTransformer
 from models.concerto.submanifold import NeighbourPairs, SubmanifoldConv3d, neighbour_pairs
 
 GRID = 0.02
+PLAIN = "the released code's way on a CPU"
 # Sizes of a room that has some 240,000 voxels on its walls, and of its cupboard, in metres.
 BOXES = ((0.0, 0.0, 0.0, 5.0, 4.0, 2.6), (3.2, 2.6, 0.0, 4.2, 3.3, 0.7))
 SHAPES = {
@@ -44,7 +46,6 @@ RUNS: tuple[Run, ...] = (
 # Milliseconds of spconv's CPU kernel on the reference machine: forward with indices known,
 # forward with indices, backward.
 SPCONV = {20_000: (21.5, 28.0, 40.0), 50_000: (61.0, 86.0, 98.0)}
-Call = Callable[[], object]
 
 
 def box_points(box: Tensor, density: float, generator: torch.Generator) -> Tensor:
@@ -91,17 +92,6 @@ def room(
     return voxels[torch.randperm(len(voxels), generator=generator)[:count]]
 
 
-def best_seconds(calls: list[Call], repeats: int) -> list[float]:
-    """Smallest CPU time of each call, made alternately; other load can only add to it."""
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, seconds in zip(calls, times, strict=True):
-            start = time.process_time()
-            call()
-            seconds.append(time.process_time() - start)
-    return [min(seconds) for seconds in times]
-
-
 def make_cloud(voxels: Tensor) -> PointCloud:
     """One cloud of these voxels with random features."""
     generator = torch.Generator().manual_seed(1)
@@ -137,8 +127,9 @@ class Passes:
             self.network.zero_grad()
 
 
-def report_encoder(console: Console, repeats: int, runs: tuple[Run, ...]) -> None:
-    """Print forward and backward times of whole encoders."""
+def report_encoder(console: Console, repeats: int, runs: tuple[Run, ...]) -> list[Row]:
+    """Print forward and backward times of whole encoders; returns their rows."""
+    rows = []
     table = Table(title="encoder, CPU seconds; smallest of alternating repeats")
     for heading in ("size", "points", "pass", "ours", "plain", "plain / ours"):
         table.add_column(heading, justify="right")
@@ -160,9 +151,11 @@ def report_encoder(console: Console, repeats: int, runs: tuple[Run, ...]) -> Non
         ):
             if released is not None:
                 pair = min(mine), min(theirs)
+                rows.append(Row(f"{size} of {points} points, {name}", *pair, PLAIN))
                 numbers = (*pair, pair[1] / pair[0], released)
                 table.add_row(size, str(points), name, *(f"{value:.2f}" for value in numbers))
     console.print(table)
+    return rows
 
 
 def spconv_calls(network: SubmanifoldConv3d, voxels: Tensor, x: Tensor) -> list[Call]:
@@ -201,8 +194,9 @@ def convolve(network: SubmanifoldConv3d, x: Tensor, find: Callable[[], Neighbour
     network(x, find())
 
 
-def report_convolution(console: Console, repeats: int, channels: int = 48) -> None:
-    """Print times of one submanifold convolution."""
+def report_convolution(console: Console, repeats: int, channels: int = 48) -> list[Row]:
+    """Print times of one submanifold convolution; returns its rows."""
+    rows = []
     table = Table(title=f"3x3x3 submanifold convolution, {channels} channels, CPU milliseconds")
     installed = find_spec("spconv") is not None
     for heading in ("voxels", "pass", "ours", "spconv here", "spconv, elsewhere"):
@@ -221,18 +215,23 @@ def report_convolution(console: Console, repeats: int, channels: int = 48) -> No
             partial(out.backward, torch.ones_like(out), retain_graph=True),
         ]
         calls += spconv_calls(network, voxels, x) if installed else []
-        found = [f"{1e3 * value:.1f}" for value in best_seconds(calls, 3 * repeats)]
+        seconds = best_seconds(calls, 3 * repeats)
+        found = [f"{1e3 * value:.1f}" for value in seconds]
         names = ("forward", "forward, pairs searched", "backward")
         mean = 1 + 2 * len(pairs.here) / len(voxels)
         console.print(f"{len(voxels)} voxels, {mean:.1f} of 27 neighbours on average")
         for number, name in enumerate(names):
             there = found[3 + number] if installed else "-"
+            known = (seconds[3 + number], "spconv") if installed else ()
+            rows.append(Row(f"convolution of {count} voxels, {name}", seconds[number], *known))
             table.add_row(str(count), name, found[number], there, f"{released[number]:.1f}")
     console.print(table)
+    return rows
 
 
-def report_growth(console: Console, size: str, repeats: int, largest: int) -> None:
-    """Print how the forward pass grows with the number of points."""
+def report_growth(console: Console, size: str, repeats: int, largest: int) -> list[Row]:
+    """Print how the forward pass grows with the number of points; returns its rows."""
+    rows = []
     table = Table(title=f"forward pass of {size}, CPU time")
     for heading in ("points", "seconds", "microseconds a point"):
         table.add_column(heading, justify="right")
@@ -243,27 +242,26 @@ def report_growth(console: Console, size: str, repeats: int, largest: int) -> No
         for _ in range(repeats):
             passes.run(backward=False)
         seconds = min(passes.forward)
+        rows.append(Row(f"{size} of {count} points, forward", seconds))
         table.add_row(str(count), f"{seconds:.3f}", f"{1e6 * seconds / count:.1f}")
         count *= 2
     console.print(table)
+    return rows
 
 
 def main() -> None:
     """Run all tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="S only, growth up to 50,000 points")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each part")
+    parser = benchmark_parser(__doc__, "S only, growth up to 50,000 points", repeats=3)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     console = Console()
-    matrix = torch.randn(1024, 1024)
-    seconds = best_seconds([lambda: matrix @ matrix], 10)[0]
-    console.print(f"matrix products here: {2e-9 * 1024**3 / seconds:.0f} GFLOP/s")
-    report_convolution(console, options.repeats)
-    report_growth(console, "T", options.repeats, 50_000 if options.quick else 200_000)
-    report_encoder(console, options.repeats, RUNS[:1] if options.quick else RUNS)
+    console.print(f"matrix products here: {matrix_rate():.0f} GFLOP/s")
+    rows = report_convolution(console, options.repeats)
+    rows += report_growth(console, "T", options.repeats, 50_000 if options.quick else 200_000)
+    rows += report_encoder(console, options.repeats, RUNS[:1] if options.quick else RUNS)
+    write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

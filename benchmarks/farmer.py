@@ -6,7 +6,6 @@ machine; Lightning's loop against a plain loop on the demo's step; and the loade
 to the plain form compares like with like.
 """
 
-import argparse
 import statistics
 import time
 import warnings
@@ -20,6 +19,8 @@ import yaml
 from plain_flow import PlainFlow
 from rich.console import Console
 from rich.table import Table
+from rows import Row, benchmark_parser, write_rows
+from timing import Call, best_seconds, matrix_rate
 from torch import Tensor, nn
 
 from datamodules.imagenet import ImageNetPixels
@@ -35,34 +36,10 @@ Seconds = tuple[float, float]
 DEMO = Path(__file__).parents[1] / "configs" / "farmer" / "demo.yaml"
 
 
-def cpu_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Smallest CPU time of one call after one warm-up; other load can only add to it."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-def matrix_rate() -> float:
-    """GFLOP/s of a 1024 x 1024 float32 product."""
-    a = torch.randn(1024, 1024)
-    return 2 * 1024**3 / cpu_seconds(lambda: a @ a, 10) / 1e9
-
-
-def alternate(ours: Callable[[], object], plain: Callable[[], object], repeats: int) -> Seconds:
-    """Smallest CPU times of both, called in turn so that other load falls on both alike."""
-    ours(), plain()
-    times: list[Seconds] = []
-    for _ in range(repeats):
-        marks = [time.process_time()]
-        for run in (ours, plain):
-            run()
-            marks.append(time.process_time())
-        times.append((marks[1] - marks[0], marks[2] - marks[1]))
-    return min(first for first, _ in times), min(second for _, second in times)
+def alternate(ours: Call, plain: Call, repeats: int) -> Seconds:
+    """Smallest CPU times of both; the first call of each warms up."""
+    first, second = best_seconds((ours, plain), repeats + 1)
+    return first, second
 
 
 def training_step(
@@ -97,8 +74,9 @@ def flow_times(width: int, layers: int, repeats: int) -> tuple[Seconds, Seconds,
     return forward, alternate(*steps, repeats), sampling
 
 
-def report_flow(console: Console, repeats: int) -> None:
-    """Print the first table."""
+def report_flow(console: Console, repeats: int) -> list[Row]:
+    """Print the first table; returns its rows."""
+    rows = []
     table = Table(title="flow, 16 images of 32x32x3, patch 4, CPU seconds")
     headings = ("width x layers", "what", "ours", "plain", "plain / ours", "official elsewhere")
     for heading in headings:
@@ -107,10 +85,12 @@ def report_flow(console: Console, repeats: int) -> None:
         times = flow_times(width, layers, repeats)
         names = ("forward", "training step", "cached sampling")
         for name, (ours, plain), theirs in zip(names, times, official, strict=True):
+            rows.append(Row(f"flow {width} x {layers}, {name}", ours, plain, "plainest form"))
             row = (f"{width} x {layers}", name, f"{ours:.3f}", f"{plain:.3f}")
             table.add_row(*row, f"{plain / ours:.2f}", f"{theirs:.3f}")
     console.print(f"this machine: {matrix_rate():.0f} GFLOP/s of float32 matrix products")
     console.print(table)
+    return rows
 
 
 def demo_pair() -> tuple[Any, ImageNetPixels]:
@@ -166,7 +146,7 @@ def plain_loop(module: Any, data: ImageNetPixels, steps: int, marks: list[float]
 
     parameters = list(module.network.parameters())
     options = (module.hparams[name] for name in ("lr", "weight_decay", "muon_lr"))
-    optimizer = MuonAdamW(parameter_groups(module.network.named_parameters(), *options), fused=True)
+    optimizer = MuonAdamW(parameter_groups(module.network.named_parameters(), *options))
     generator = torch.Generator()
     for index, batch in enumerate(data.train_dataloader()):
         if index == steps:
@@ -181,8 +161,8 @@ def plain_loop(module: Any, data: ImageNetPixels, steps: int, marks: list[float]
         optimizer.step()
 
 
-def report_loop(console: Console, steps: int) -> None:
-    """Print the loop's overhead, the better of two interleaved rounds each."""
+def report_loop(console: Console, steps: int) -> list[Row]:
+    """Print the loop's overhead, the better of two interleaved rounds each; returns a row."""
     plain, lightning = [], []
     for _ in range(2):
         plain.append(loop_seconds(steps, with_lightning=False))
@@ -192,30 +172,32 @@ def report_loop(console: Console, steps: int) -> None:
         f"demo step: plain loop {min(plain) * 1e3:.1f} ms, Lightning {min(lightning) * 1e3:.1f} ms "
         f"of CPU, overhead {overhead:+.1%}"
     )
+    return [Row("demo step by Lightning", min(lightning), min(plain), "a plain loop")]
 
 
-def report_loader(console: Console) -> None:
-    """Print images per CPU second of the demo's loader."""
+def report_loader(console: Console) -> list[Row]:
+    """Print images per CPU second of the demo's loader; returns a row."""
     data = ImageNetPixels(**yaml.safe_load(DEMO.read_text())["data"]["init_args"])
     data.setup("fit")
     loader = data.train_dataloader()
     images = sum(len(batch["label"]) for batch in loader)
-    seconds = cpu_seconds(lambda: [None for _ in loader], 3)
+    seconds = best_seconds([lambda: [None for _ in loader]], 3)[0]
     console.print(f"loader: {images / seconds:,.0f} images per CPU second, batches of 32")
+    return [Row("demo loader, 1000 images", 1000 * seconds / images)]
 
 
 def main() -> None:
     """Run all three."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each flow part")
-    parser.add_argument("--steps", type=int, default=40, help="training steps of each loop")
+    parser = benchmark_parser(__doc__, quick="shorter loops of the demo's step", repeats=5)
+    parser.add_argument("--steps", type=int, help="training steps of each loop")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     console = Console()
-    report_flow(console, options.repeats)
-    report_loop(console, options.steps)
-    report_loader(console)
+    rows = report_flow(console, options.repeats)
+    rows += report_loop(console, options.steps or (15 if options.quick else 40))
+    rows += report_loader(console)
+    write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ LLaVA whose prefill dominates, with the reduction attached; and a vision transfo
 classifies, where a selector has little to save. Analytic speed-ups count matrix products alone.
 """
 
-import argparse
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from rows import Row, benchmark_parser, write_rows
+from timing import Call, alternate_seconds
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from transformers import (
@@ -36,7 +36,6 @@ from models.token_reduction.timm_reduction import reduced_timm
 
 SHARES = (1.0, 0.5, 0.3)
 TEXT_TOKENS = 60
-Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,13 @@ class Sizes:
     classifier: tuple[int, int, int, int] = (384, 12, 224, 16)
 
 
+SMALL = Sizes((384, 12, 336, 14), (128, 2, 336, 14), (512, 4), (384, 6, 224, 16))
 TINY = Sizes((64, 2, 56, 14), (64, 2, 56, 14), (64, 2), (64, 4, 56, 14))
 
 
 def median_seconds(calls: list[Call], repeats: int) -> list[float]:
     """Median CPU time of each of some calls made in turn, after one of each to warm up."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 1):
-        for call, seconds in zip(calls, times, strict=True):
-            start = time.process_time()
-            call()
-            if turn:
-                seconds.append(time.process_time() - start)
-    return [median(seconds) for seconds in times]
+    return [median(seconds[1:]) for seconds in alternate_seconds(calls, repeats + 1)]
 
 
 def make_reducer(width: int, grid: tuple[int, int]) -> TokenReducer:
@@ -120,8 +113,8 @@ def table(title: str, *headings: str) -> Table:
     return made
 
 
-def report_parts(console: Console, sizes: Sizes, repeats: int) -> None:
-    """Print encoder, selector, gather and consumer of one tile, each alone."""
+def report_parts(console: Console, sizes: Sizes, repeats: int) -> list[Row]:
+    """Print encoder, selector, gather and consumer of one tile, each alone; returns the rows."""
     width, _, side, patch = sizes.encoder
     grid = (side // patch, side // patch)
     encoder, reducer = make_transformer(sizes.encoder), make_reducer(width, grid)
@@ -149,6 +142,8 @@ def report_parts(console: Console, sizes: Sizes, repeats: int) -> None:
         shares = (f"{seconds / found[0]:.3f}", f"{2e-9 * macs:.1f}", f"{macs / rows[0][2]:.3f}")
         made.add_row(name, f"{seconds:.4f}", *shares)
     console.print(made)
+    names = [f"{name}, {length} tokens of width {width}" for name, _, _ in rows]
+    return [Row(name, seconds) for name, seconds in zip(names, found, strict=True)]
 
 
 class TimedReduce:
@@ -186,8 +181,8 @@ def make_llava(sizes: Sizes) -> LlavaNextForConditionalGeneration:
     return LlavaNextForConditionalGeneration(config).eval()
 
 
-def report_llava(console: Console, sizes: Sizes, repeats: int) -> None:
-    """Print the prefill of one picture and its question, with and without the reduction."""
+def report_llava(console: Console, sizes: Sizes, repeats: int) -> list[Row]:
+    """Print the prefill of a picture and its question, reduced and not; returns the rows."""
     width, _, side, patch = sizes.tower
     grid, model = (side // patch, side // patch), make_llava(sizes)
     reducer, tiles = make_reducer(width, grid), 3
@@ -233,17 +228,21 @@ def report_llava(console: Console, sizes: Sizes, repeats: int) -> None:
             *(f"{x:.2f}" for x in gains),
         )
     console.print(made)
+    return share_rows("LLaVA prefill", found, stock, "all tokens")
 
 
-def report_classifier(console: Console, sizes: Sizes, repeats: int) -> None:
-    """Print a classifier whose tokens are reduced half-way, and whether that pays."""
+def share_rows(name: str, found: list[float], stock: float, against: str) -> list[Row]:
+    """A row for each share of the tokens that is kept."""
+    pairs = zip(SHARES, found, strict=True)
+    return [Row(f"{name}, r={share}", seconds, stock, against) for share, seconds in pairs]
+
+
+def report_classifier(console: Console, sizes: Sizes, repeats: int) -> list[Row]:
+    """Print a classifier whose tokens are reduced half-way; returns the rows."""
     width, layers, side, patch = sizes.classifier
     grid, model = (side // patch, side // patch), make_transformer(sizes.classifier, 1000)
-    reducer, images, after = (
-        make_reducer(width, grid),
-        torch.randn(8, 3, side, side),
-        layers // 2 - 1,
-    )
+    reducer, after = make_reducer(width, grid), layers // 2 - 1
+    images = torch.randn(8, 3, side, side)
     reduces = [TimedReduce(reducer, share) for share in SHARES]
 
     def reduced(reduce: Reduce) -> object:
@@ -274,22 +273,24 @@ def report_classifier(console: Console, sizes: Sizes, repeats: int) -> None:
     if losses:
         console.print(f"At r = {', '.join(map(str, losses))} the selector is pure overhead here: "
                       "it costs more than the later blocks save.")  # fmt: skip
+    return share_rows("classifier of 8 images", found, stock, "all tokens")
 
 
 def main() -> None:
     """Run all tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the program")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each part")
+    parser = benchmark_parser(__doc__, quick="smaller networks", repeats=3)
+    parser.add_argument("--tiny", action="store_true", help="tiny ones, to try the program")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    sizes, console = TINY if options.tiny else Sizes(), Console()
+    sizes = TINY if options.tiny else SMALL if options.quick else Sizes()
+    console = Console()
     with torch.inference_mode():
-        report_parts(console, sizes, options.repeats)
-        report_llava(console, sizes, options.repeats)
-        report_classifier(console, sizes, options.repeats)
+        rows = report_parts(console, sizes, options.repeats)
+        rows += report_llava(console, sizes, options.repeats)
+        rows += report_classifier(console, sizes, options.repeats)
+    write_rows(options.json, rows)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class GenerationRow:
     @property
     def name(self) -> str:
         """The row in a word, for logged names."""
-        parts = [self.source.replace(" ", "_").replace("'", ""), self.split.replace(" ", "_")]
+        words = (self.source, self.split)
+        parts = [word.translate(str.maketrans(" ", "_", ",'")) for word in words]
         if self.steps is not None:
             parts.insert(1, f"k{self.steps}_w{self.guidance:g}")
         return "_".join(parts)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Last word of the keys, so that no two uses of a sample's key share numbers.
 _CLOUD, _MIX = range(2)
+# Of training clouds that are the same in every epoch, so many bytes are read only once.
+_KEPT_BYTES = 2**29
 
 
 class LabelSource(NamedTuple):
@@ -78,6 +80,8 @@ class TrainingClouds(Dataset[LabelledBatch]):
         self._max_points = max_points
         self._mix_chance = mix_chance
         self._seed = seed
+        self._kept: dict[int, LabelledCloud] = {}
+        self._room = _KEPT_BYTES if augmentation is None else 0
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -103,6 +107,17 @@ class TrainingClouds(Dataset[LabelledBatch]):
         return np.random.default_rng(keyed_generator(self._seed, epoch, index, use).initial_seed())
 
     def _cloud(self, index: int, epoch: int) -> LabelledCloud:
+        """The cloud of a sample, from memory if it is known and never changes."""
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        cloud = self._drawn(index, epoch)
+        if cloud.nbytes <= self._room:
+            self._room -= cloud.nbytes
+            self._kept[index] = cloud
+        return cloud
+
+    def _drawn(self, index: int, epoch: int) -> LabelledCloud:
         cloud = self._source.read(index).centred()
         rng = self._rng(index, epoch if self._augmentation else 0, _CLOUD)
         if self._augmentation is not None:

@@ -39,6 +39,12 @@ class LabelledCloud:
             self.coord[chosen], self.colour[chosen], self.normal[chosen], self.segment[chosen]
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        arrays = (self.coord, self.colour, self.normal, self.segment)
+        return sum(array.nbytes for array in arrays)
+
     def centred(self) -> LabelledCloud:
         """Moved so that the middle of x and y and the lowest z are 0."""
         return replace(self, coord=self.coord - coord_origin(self.coord))

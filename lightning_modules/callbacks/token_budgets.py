@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,7 @@ class TokenBudgets(Callback):
         self.measure_distance = measure_distance
         self._tallies: dict[_Case, _Tally] = {}
         self._distance: PerceptualDistance | None = None
+        self._to_truth: Callable[[Tensor], Tensor] | None = None  # of the batch at hand
         self._image_size = (0, 0)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,7 +114,9 @@ class TokenBudgets(Callback):
         if not isinstance(pl_module, Clift):
             return
         scenes = len(trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
-        self._image_size = tuple(batch["target"]["image"].shape[-2:])
+        truth = batch["target"]["image"]
+        self._image_size = tuple(truth.shape[-2:])
+        self._to_truth = None if self._distance is None else self._distance.from_truth(truth)
         with trainer.precision_plugin.forward_context():
             encoded = pl_module.encode(batch)
             self._measure_storage(pl_module, encoded, batch, scenes)
@@ -180,8 +184,8 @@ class TokenBudgets(Callback):
         metrics = [(tally.psnr, psnr), (tally.ssim, ssim)]
         for metric, measure in metrics:
             metric.update(shown, measure(pictures, truth)[valid])
-        if self._distance is not None:
-            tally.distance.update(shown, self._distance(pictures, truth)[valid])
+        if self._to_truth is not None:
+            tally.distance.update(shown, self._to_truth(pictures)[valid])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table, write it, and draw its curves."""

@@ -7,6 +7,8 @@ Example:
     tensor(25.5000)
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -124,17 +126,33 @@ class PerceptualDistance:
             self.name = "effnet_distance"
             self._network = EfficientNetPerceptual()
 
-    @torch.no_grad()
     def __call__(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Distances (...) of pictures (..., 3, H, W), clamped to [0, 1], in float32."""
         _check_pair(prediction, truth)
-        first, second = (p.float().clamp(0, 1).flatten(0, -4) for p in (prediction, truth))
-        with torch.autocast(first.device.type, enabled=False):
-            if isinstance(self._network, EfficientNetPerceptual):
-                distances = self._network.per_image(first, second)
-            else:
-                distances = self._network.to(first.device)(first, second, normalize=True)
-        return distances.reshape(prediction.shape[:-3])
+        return self.from_truth(truth)(prediction)
+
+    @torch.no_grad()
+    def from_truth(self, truth: Tensor) -> Callable[[Tensor], Tensor]:
+        """The distance to these true pictures (..., 3, H, W), which are looked at only once."""
+        second, network = _levels(truth), self._network
+        compare: Callable[[Tensor], Tensor]
+        if isinstance(network, EfficientNetPerceptual):
+            compare = partial(network.distances, true=network.true_maps(second))
+        else:
+            compare = partial(network.to(second.device), in1=second, normalize=True)
+
+        @torch.no_grad()
+        def measure(prediction: Tensor) -> Tensor:
+            _check_pair(prediction, truth)
+            with torch.autocast(second.device.type, enabled=False):
+                return compare(_levels(prediction)).reshape(truth.shape[:-3])
+
+        return measure
+
+
+def _levels(pictures: Tensor) -> Tensor:
+    """Pictures (..., 3, H, W) as (B, 3, H, W) in [0, 1], float32."""
+    return pictures.float().clamp(0, 1).flatten(0, -4)
 
 
 class SceneMean(Metric):

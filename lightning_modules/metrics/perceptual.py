@@ -120,10 +120,18 @@ class EfficientNetPerceptual(nn.Module):
 
     def per_image(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """Distances (B,) of pictures (B, 3, H, W) in [0, 1] to the true ones."""
+        return self.distances(prediction, self.true_maps(truth))
+
+    @torch.no_grad()
+    def true_maps(self, truth: Tensor) -> list[Tensor]:
+        """What `distances` compares with, of true pictures (B, 3, H, W) in [0, 1]."""
+        with _full_precision(truth):
+            return self._maps(truth)
+
+    def distances(self, prediction: Tensor, true: list[Tensor]) -> Tensor:
+        """Distances (B,) of pictures (B, 3, H, W) in [0, 1] to those that have these maps."""
         with _full_precision(prediction):
             predicted = self._maps(prediction)
-            with torch.no_grad():
-                true = self._maps(truth)
             ratios = [
                 (first - second).abs().mean((1, 2, 3)) / second.abs().mean((1, 2, 3)).clamp(1e-6)
                 for first, second in zip(predicted, true, strict=True)

@@ -127,5 +127,7 @@ def area_weights(reduced: Reduced, places: Tensor) -> Tensor:
         places: (L, 2) row and column of every input token.
     """
     nearest = torch.cdist(places.expand(len(reduced.tokens), -1, -1), reduced.positions).argmin(-1)
-    counts = F.one_hot(nearest, reduced.positions.shape[1]).sum(1)  # (B, K)
+    ones = torch.ones(nearest.shape, device=nearest.device)
+    # Counts are whole numbers, so the order in which they are added does not matter.
+    counts = ones.new_zeros(reduced.positions.shape[:2]).scatter_add_(1, nearest, ones)  # (B, K)
     return counts / counts.sum(1, keepdim=True)

@@ -59,14 +59,18 @@ def spread_tokens(tokens: Tensor, chosen: Tensor, amount: Tensor, present: Tenso
     """
     with torch.autocast(tokens.device.type, enabled=False):
         unit = F.normalize(tokens.float(), dim=-1)
+        # One product for all pairs costs less than a few products of one token with all others.
+        pairs = _similarity(unit, unit) if unit.shape[1] <= _CHUNK else None
         nearest = _nearest_chosen(unit, chosen)
         chosen = chosen.clone()
         for _ in range(int((amount - chosen.sum(1)).max().clamp(min=0))):
             wanting = chosen.sum(1) < amount
             pick = nearest.masked_fill(chosen | ~present, torch.inf).argmin(1, keepdim=True)
             chosen.scatter_(1, pick, wanting[:, None] | chosen.gather(1, pick))
-            picked = unit.gather(1, pick[..., None].expand(-1, -1, unit.shape[-1]))  # (G, 1, C)
-            nearest = nearest.maximum(_similarity(unit, picked)[..., 0])
+            source = unit if pairs is None else pairs
+            picked = source.gather(1, pick[..., None].expand(-1, -1, source.shape[-1]))
+            like = _similarity(unit, picked)[..., 0] if pairs is None else picked[:, 0]
+            nearest = nearest.maximum(like)  # (G, N)
     return chosen
 
 

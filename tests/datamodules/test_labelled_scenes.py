@@ -1,6 +1,7 @@
 """Labelled clouds: what a batch holds, what training draws, and the way back to the files."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,30 @@ def test_without_augmentation_a_scene_never_changes(root: Path) -> None:
             assert len(part) == 120
     assert len(seen) == 6
     assert not tiny_scenes(root).is_fixed
+
+
+@pytest.mark.parametrize(("augment", "memory"), [(False, 2**20), (False, 0), (True, 2**20)])
+def test_scenes_that_never_change_are_read_once(
+    augment: bool, memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datamodules.paired_2d3d.labelled_splits._KEPT_BYTES", memory)
+    tree = write_tree(tmp_path, (2, 1, 1))
+    loader = tiny_scenes(tree, augment=augment).train_dataloader()
+    first = _scenes(loader)
+    for file in tree.glob("train/*/coord.npy"):
+        file.unlink()
+    if augment or not memory:
+        with pytest.raises(DataError, match=r"coord\.npy: no such file"):
+            list(loader)
+        return
+    second = _scenes(loader)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(part, second[name]) for name, part in first.items())
+
+
+def _scenes(loader: Iterable[LabelledBatch]) -> dict[str, torch.Tensor]:
+    pairs = [zip(batch["name"], _parts(batch), strict=True) for batch in loader]
+    return dict(pair for batch in pairs for pair in batch)
 
 
 def _parts(batch: LabelledBatch) -> list[torch.Tensor]:
