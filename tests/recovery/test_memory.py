@@ -28,7 +28,7 @@ StepSeed.on_train_batch_start = measured
 _LEAST = [
     "--data.batch_size=8",
     "--model.flow.blocks=1",
-    "--model.flow.width=16",
+    "--model.flow.width=64",
     "--model.muon_lr=null",
 ]
 
