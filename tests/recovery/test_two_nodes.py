@@ -114,7 +114,7 @@ def test_a_slurm_job_requeues_itself_and_goes_on(calm: Path, tmp_path: Path) -> 
     ("method", "flags", "problem"),
     [
         ("sixth", [], "trainer.strategy: .* does not shard its layers; use ddp.yaml"),
-        ("farmer", [], "trainer.callbacks: EMAWeightAveraging cannot average sharded weights"),
+        ("farmer", [], "trainer.callbacks: MovingAverage cannot average sharded weights"),
         (
             "farmer",
             ["--trainer.callbacks=null", f"--trainer.strategy={FOLDERS}"],
