@@ -81,10 +81,11 @@ def start_run(runs_dir: Path, method: str, name: str) -> RunDirectory:
     Raises:
         ConfigError: If the directory cannot be created.
     """
-    if not is_zero_rank() and _RUN_DIR_VARIABLE in os.environ:
+    job = job_name()
+    # A job's name decides: what was announced may be left from an earlier run of the parent.
+    if job is None and not is_zero_rank() and _RUN_DIR_VARIABLE in os.environ:
         return RunDirectory(Path(os.environ[_RUN_DIR_VARIABLE]), is_new=False)
     parent = runs_dir / method
-    job = job_name()
     path = parent / f"{name}-{job or time.strftime('%Y%m%d-%H%M%S')}"
     if job and (path.exists() or not is_zero_rank()):
         return RunDirectory(path, is_new=False)

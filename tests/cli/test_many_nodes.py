@@ -56,3 +56,14 @@ def test_a_folder_of_shards_is_refused(tmp_path: Path) -> None:
     (tmp_path / "step-1.ckpt").mkdir()
     with pytest.raises(CheckpointError, match=r"step-1\.ckpt: folders are not read"):
         read_checkpoint(tmp_path / "step-1.ckpt")
+
+
+def test_a_jobs_name_wins_over_what_an_earlier_run_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    monkeypatch.setenv("QUINTET_RUN_DIR", str(tmp_path / "left"))
+    assert start_run(tmp_path, "farmer", "demo").path == tmp_path / "farmer" / "demo-jobmine"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert start_run(tmp_path, "farmer", "demo").path == tmp_path / "left"

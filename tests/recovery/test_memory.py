@@ -9,13 +9,12 @@ from calls import write_tiny
 from forked_calls import start
 from methods import SMALLEST, train_arguments
 
-_STEPS = 400
 _MEASURE = """\
 import pathlib, resource
 from lightning_modules.callbacks.step_seed import StepSeed
 seed = StepSeed.on_train_batch_start
 def measured(self, trainer, *rest):
-    if trainer.global_step % 100 == 0:
+    if trainer.global_step % {interval} == 0:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         with open("resident.txt", "a") as stream:
             print(pages * resource.getpagesize(), file=stream)
@@ -33,16 +32,18 @@ _LEAST = [
 ]
 
 
-@pytest.mark.parametrize("name", ["tiny pair", "farmer"])
-def test_300_steps_after_the_first_hundred(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "interval"), [("tiny pair", 100), ("farmer", 50)])
+def test_growth_after_warm_up(name: str, interval: int, tmp_path: Path) -> None:
+    """Measured at the start and four times at equal intervals, the first of which is warm-up."""
     if name == "tiny pair":
         args = ["fit", "--config", str(write_tiny(tmp_path)), "--trainer.max_epochs=-1"]
     else:
         args = [*train_arguments(SMALLEST[name], tmp_path), *_LEAST]
-    flags = [f"--trainer.max_steps={_STEPS + 1}", "--trainer.limit_val_batches=0"]
-    call = start([*args, *flags, "--trainer.callbacks=null"], tmp_path, _MEASURE)
+    flags = [f"--trainer.max_steps={4 * interval + 1}", "--trainer.limit_val_batches=0"]
+    hook = _MEASURE.format(interval=interval)
+    call = start([*args, *flags, "--trainer.callbacks=null"], tmp_path, hook)
     assert call.finish() == 0, call.log.read_text()
     resident = [int(line) for line in (tmp_path / "resident.txt").read_text().split()]
-    assert len(resident) == 1 + _STEPS // 100
-    growth = (resident[-1] - resident[1]) / (len(resident) - 2)
+    assert len(resident) == 5
+    growth = (resident[4] - resident[1]) / (3 * interval / 100)
     assert growth < 2**20, f"{growth / 2**20:.2f} MB every 100 steps"
