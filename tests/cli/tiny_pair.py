@@ -63,7 +63,8 @@ class TinyModel(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         time.sleep(self.hparams["sleep"])
-        self.log("val/loss", nn.functional.cross_entropy(self.net(batch["image"]), batch["label"]))
+        loss = nn.functional.cross_entropy(self.net(batch["image"]), batch["label"])
+        self.log("val/loss", loss, sync_dist=True)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.log("test/loss", nn.functional.cross_entropy(self.net(batch["image"]), batch["label"]))
