@@ -39,7 +39,7 @@ SHOWN = {
         {"test/samples"},
         set(),
         (
-            "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging}]",
+            f"--trainer.callbacks=[{{class_path: {CALLBACKS}.moving_average.MovingAverage}}]",
             f"--trainer.callbacks+={CALLBACKS}.sample_grid.SampleGrid",
         ),
     ),
