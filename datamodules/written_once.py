@@ -15,13 +15,32 @@ from typing import TYPE_CHECKING, Any
 from datamodules.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    Measure = Callable[[Path], Mapping[str, Any]]
 
 MARKER = "complete.json"  # written last: a note on all files
 
 
-def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
+def sizes_of_files(folder: Path) -> dict[str, int]:
+    """Bytes of every file below a folder but the marker, by relative path."""
+    return {
+        os.path.relpath(os.path.join(place, name), folder): os.stat(
+            os.path.join(place, name)
+        ).st_size
+        for place, _, names in sorted(os.walk(folder))
+        for name in sorted(names)
+        if name != MARKER
+    }
+
+
+def ensure_written(
+    folder: Path,
+    write: Callable[[Path], None],
+    measure: Measure = sizes_of_files,
+    content: str = "the scenes",
+) -> Path:
     """Make sure that a folder holds what a function writes.
 
     The function writes under a temporary name, which is changed when it is done, so that a folder
@@ -30,6 +49,9 @@ def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
     Args:
         folder: whose name changes with everything that its content depends on.
         write: fills an empty folder of the same name as ``folder``, elsewhere.
+        measure: what is noted of every file but the marker, by relative path; a folder counts
+            only while that holds.
+        content: what is written, for the message that it cannot be.
 
     Returns:
         ``folder``.
@@ -37,43 +59,43 @@ def ensure_written(folder: Path, write: Callable[[Path], None]) -> Path:
     Raises:
         DataError: if it cannot be written.
     """
-    if is_complete(folder, _sizes):
+    if _is_complete(folder, measure):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock")) as alone:
+        with _locked(folder.with_name(f".{folder.name}.lock")) as alone:
             if alone:
-                remove_leftovers(folder)
-            if not is_complete(folder, _sizes):
-                _write(folder, write)
+                _remove_leftovers(folder)
+            if not _is_complete(folder, measure):
+                _write(folder, write, measure)
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose a writable folder "
-            "with enough space"
+            f"{folder.parent}: cannot write {content} here ({error.strerror or error}); "
+            "choose a writable folder with enough space"
         ) from error
     return folder
 
 
-def _write(folder: Path, write: Callable[[Path], None]) -> None:
+def _write(folder: Path, write: Callable[[Path], None], measure: Measure) -> None:
     place = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     partial = place / folder.name
     partial.mkdir(parents=True)
     try:
         write(partial)
-        (partial / MARKER).write_text(json.dumps(_sizes(partial)))
-        if folder.exists() and not is_complete(folder, _sizes):
-            warnings.warn(f"{folder}: damaged; it was written again", stacklevel=4)
+        (partial / MARKER).write_text(json.dumps(measure(partial), indent=1))
+        if folder.exists() and not _is_complete(folder, measure):
+            warnings.warn(f"{folder}: damaged; its scenes were made again", stacklevel=4)
             shutil.rmtree(folder)
         os.rename(partial, folder)
     except OSError:
         # Without locks another process may have finished first.
-        if not is_complete(folder, _sizes):
+        if not _is_complete(folder, measure):
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def is_complete(folder: Path, measure: Callable[[Path], dict[str, Any]]) -> bool:
+def _is_complete(folder: Path, measure: Measure) -> bool:
     """Whether the marker lies here and its note still holds.
 
     Args:
@@ -87,26 +109,14 @@ def is_complete(folder: Path, measure: Callable[[Path], dict[str, Any]]) -> bool
     return bool(noted == measure(folder))
 
 
-def remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove what killed writers of a folder have left beside it; only under its lock."""
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below a folder but the marker, by relative path."""
-    return {
-        os.path.relpath(os.path.join(place, name), folder): os.stat(
-            os.path.join(place, name)
-        ).st_size
-        for place, _, names in sorted(os.walk(folder))
-        for name in sorted(names)
-        if name != MARKER
-    }
-
-
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def _locked(path: Path) -> Iterator[bool]:
     """Hold a lock file's lock, which ends with the process; False where the disk has no locks."""
     with path.open("w") as stream:
         try:

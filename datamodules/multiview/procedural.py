@@ -6,18 +6,12 @@ Numbers measured on them are to be called "procedural": they say nothing about p
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import uuid
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.errors import DataError
 from datamodules.multiview.procedural_chunks import write_layout
 from datamodules.multiview.procedural_textures import PHOTO_FOLDER, PHOTOS, Split
-from datamodules.written_once import MARKER, is_complete, locked, remove_leftovers
+from datamodules.written_once import MARKER, ensure_written
 
 _PROGRESS_FROM = 256  # scenes
 
@@ -59,22 +53,12 @@ def ensure_procedural(
         if value < least:
             raise ValueError(f"{name}={value}: must be >= {least} for procedural scenes")
     scenes: dict[Split, int] = {"train": train_scenes, "test": test_scenes}
+
+    def write(folder: Path) -> None:
+        _show_progress(write_layout(folder, image_size, scenes, seed), sum(scenes.values()))
+
     folder = root / _cache_name(image_size, scenes, seed)
-    if is_complete(folder, _checksums):
-        return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(root / f".{folder.name}.lock") as alone:
-            if alone:
-                remove_leftovers(folder)
-            if not is_complete(folder, _checksums):
-                _write_cache(folder, image_size, scenes, seed)
-    except OSError as error:
-        raise DataError(
-            f"{root}: cannot write the procedural scenes here ({error.strerror or error}); "
-            "choose a writable folder with enough space"
-        ) from error
-    return folder
+    return ensure_written(folder, write, _checksums, "the procedural scenes")
 
 
 def _cache_name(image_size: int, scenes: dict[Split, int], seed: int) -> str:
@@ -97,25 +81,6 @@ def _checksums(folder: Path) -> dict[str, str]:
             digest = hashlib.file_digest(stream, "sha256")
         sums[path.relative_to(folder).as_posix()] = digest.hexdigest()
     return sums
-
-
-def _write_cache(folder: Path, image_size: int, scenes: dict[Split, int], seed: int) -> None:
-    """Write a cache under a temporary name and rename it when it is complete."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir()
-    try:
-        _show_progress(write_layout(partial, image_size, scenes, seed), sum(scenes.values()))
-        (partial / MARKER).write_text(json.dumps(_checksums(partial), indent=1))
-        if folder.exists() and not is_complete(folder, _checksums):
-            warnings.warn(f"{folder}: damaged; its scenes were made again", stacklevel=4)
-            shutil.rmtree(folder)
-        os.rename(partial, folder)
-    except OSError:
-        # Without locks another process may have finished first.
-        if not is_complete(folder, _checksums):
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _show_progress(chunks: Iterator[int], scenes: int) -> None:

@@ -220,7 +220,7 @@ def test_a_killed_writer_leaves_nothing_that_is_used(made: Path, tmp_path: Path)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "writes\n"
     deadline = time.monotonic() + 60
-    while not any(tmp_path.glob(".*.partial/*/index.json")) and time.monotonic() < deadline:
+    while not any(tmp_path.glob(".*.partial/*/*/index.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(writer.pid, signal.SIGKILL)
     writer.communicate()

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from calls import call, write_tiny
 from comparison import assert_same_weights, rows
 from forked_calls import Call, row_count, start
@@ -109,7 +111,16 @@ def test_a_slurm_job_requeues_itself_and_goes_on(calm: Path, tmp_path: Path) -> 
     assert rows(calm) == rows(run)
 
 
+@pytest.fixture
+def _no_group_left() -> Iterator[None]:
+    """A call that fails in this process leaves its process group, which later tests would join."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 @pytest.mark.ddp
+@pytest.mark.usefixtures("_no_group_left")
 @pytest.mark.parametrize(
     ("method", "flags", "problem"),
     [
