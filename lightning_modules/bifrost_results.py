@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from lightning_modules.text_files import write_text
+from lightning_modules.text_files import table_text, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,12 +119,10 @@ def report_generation(
     title = f"{name} on {extra['source']}"
     caption = "times are wall time for each item; groups of 100 are smaller if fewer were asked"
     table = generation_table(rows, title, caption)
-    text = io.StringIO()
-    width = max(Console().width, _WIDTH)
-    for console in (Console(width=width), Console(file=text, width=_WIDTH)):
-        console.print(table)
-        for note in notes:
-            console.print(note, highlight=False, markup=False)
+    console = Console(width=max(Console().width, _WIDTH))
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
     content = {**extra, "notes": list(notes), "rows": [asdict(row) for row in rows]}
     write_text(run / "bifrost" / f"{name}.json", json.dumps(content, indent=1) + "\n")
-    write_text(run / "bifrost" / f"{name}.txt", text.getvalue())
+    write_text(run / "bifrost" / f"{name}.txt", table_text(table, _WIDTH, notes))

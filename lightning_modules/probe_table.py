@@ -23,7 +23,7 @@ from lightning_modules.segmentation_results import (
     percent,
     read_result,
 )
-from lightning_modules.text_files import write_text
+from lightning_modules.text_files import table_text, write_text
 
 
 class ArmMean(NamedTuple):
@@ -132,10 +132,7 @@ def _points(value: float) -> str:
 
 def write_table(results: Sequence[SegmentationResult], table: Table, output: Path) -> None:
     """Write <output>.txt, .csv (a row for each run) and .json (runs and means)."""
-    console = Console(width=160, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    write_text(output.with_suffix(".txt"), capture.get())
+    write_text(output.with_suffix(".txt"), table_text(table, 160))
     means = [arm._asdict() for arm in arm_means(results)]
     content = {"runs": [asdict(result) for result in results], "means": means}
     write_text(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_modules.metrics.segmentation_scores import SegmentationScores
-from lightning_modules.text_files import write_text
+from lightning_modules.text_files import table_text, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,15 +80,10 @@ def result_file(run: Path, split: str = _MAIN_SPLIT) -> Path:
 
 def write_result(result: SegmentationResult, run: Path) -> Path:
     """Write the JSON file and, beside it, the table as text; returns the former."""
-    from rich.console import Console
-
     file = result_file(run, result.split)
     content = json.dumps(asdict(result), indent=1, ensure_ascii=False)
     write_text(file, content + "\n")
-    console = Console(width=100, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(result_table(result))
-    write_text(file.with_suffix(".txt"), capture.get())
+    write_text(file.with_suffix(".txt"), table_text(result_table(result), 100))
     return file
 
 

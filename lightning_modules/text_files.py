@@ -1,7 +1,15 @@
 """Text files that appear under their name only when whole."""
 
+from __future__ import annotations
+
+import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def write_text(path: Path, text: str) -> None:
@@ -13,3 +21,21 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def table_text(table: Table, width: int, notes: Sequence[str] = ()) -> str:
+    """A table as plain text, with lines below it.
+
+    Args:
+        table: Made for a terminal.
+        width: Characters in a line.
+        notes: Lines below the table.
+    """
+    from rich.console import Console
+
+    text = io.StringIO()
+    console = Console(file=text, width=width)
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    return text.getvalue()

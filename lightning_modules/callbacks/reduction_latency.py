@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from lightning_modules.metrics.reduction_latency import (
     LatencyRow,
     measure_latency,
 )
-from lightning_modules.text_files import write_text
+from lightning_modules.text_files import table_text, write_text
 from lightning_modules.token_reduction import TokenReduction
 
 _WIDTH = 110
@@ -90,13 +89,9 @@ class ReductionLatency(Callback):
         self._report(trainer, rows, images.device)
 
     def _report(self, trainer: Trainer, rows: Sequence[LatencyRow], device: torch.device) -> None:
-        text = io.StringIO()
         title = f"one image in a batch of {self.images}, {trainer.precision}, {device.type}"
-        for console in (
-            Console(width=max(Console().width, _WIDTH)),
-            Console(file=text, width=_WIDTH),
-        ):
-            console.print(latency_table(rows, title, self.consumer))
+        table = latency_table(rows, title, self.consumer)
+        Console(width=max(Console().width, _WIDTH)).print(table)
         folder = Path(trainer.default_root_dir) / "reduction"
         content = {
             "device": device.type,
@@ -106,12 +101,12 @@ class ReductionLatency(Callback):
             "rows": [asdict(row) for row in rows],
         }
         write_text(folder / "latency.json", json.dumps(content, indent=1) + "\n")
-        write_text(folder / "latency.txt", text.getvalue())
+        write_text(folder / "latency.txt", table_text(table, _WIDTH))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 columns = list(asdict(rows[0]))
-                table = [list(asdict(row).values()) for row in rows]
-                logger.log_table("test/latency", columns=columns, data=table)
+                cells = [list(asdict(row).values()) for row in rows]
+                logger.log_table("test/latency", columns=columns, data=cells)
 
 
 def latency_table(rows: Sequence[LatencyRow], title: str, consumer: ConsumerShape) -> Table:
