@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?")
+# What everybody calls the folder of all data; nobody means an owner on the hub by it.
+_DATA_FOLDERS = ("data", "dataset", "datasets")
+_DATA_FILES = (".parquet", ".tar", ".npz", ".jsonl")
 
 
 def refuse(data: object, name: str, expected: str) -> NoReturn:
@@ -73,14 +76,26 @@ def check_root(root: Path | None, layout: str, looked_for: str, embedded: str) -
         return
     if layout in ("auto", "webdataset") and "{" in str(root):
         return
-    if layout in ("auto", "parquet") and is_hub_name(root):
-        return
+    hub = ""
+    if layout in ("auto", "parquet"):
+        if is_hub_name(root):
+            return
+        if not root.is_absolute():
+            hub = ", or OWNER/NAME of a hub data set whose OWNER is no folder here"
     raise FileNotFoundError(
-        f"data.init_args.root={root}: no such file or folder; expected {looked_for}; "
+        f"data.init_args.root={root}: no such file or folder; expected {looked_for}{hub}; "
         f"correct the path, or leave root out to use the embedded {embedded}"
     )
 
 
 def is_hub_name(root: Path) -> bool:
-    """Whether a root that does not exist may name a data set of the Hugging Face hub."""
-    return not root.is_absolute() and _HUB_NAME.fullmatch(str(root)) is not None
+    """Whether a root that does not exist may name a data set of the Hugging Face hub.
+
+    What is more likely a misspelt or missing path is none, as the hub is asked again and again for
+    half a minute where there is no network: a name below a folder that exists here or that is
+    called as folders of data are, and a name of a file.
+    """
+    if _HUB_NAME.fullmatch(str(root)) is None or root.suffix in _DATA_FILES:
+        return False
+    owner = root.parent
+    return owner.name not in _DATA_FOLDERS and not owner.exists()

@@ -90,7 +90,7 @@ def _write_json(file: Path, metrics: dict[str, float]) -> None:
 
 def _wandb_place(logger: WandbLogger) -> tuple[str, str]:
     run = logger.experiment
-    if run.url:
+    if not run.offline and run.url:  # W&B warns when an offline run is asked for its address
         return "W&B", run.url
     return "W&B (offline)", _short(str(run.settings.sync_dir))
 

@@ -14,7 +14,8 @@ from lightning_modules.cli.settings import Setting, find_keys, find_place
 
 _KEY_AT_END = re.compile(r"\s*\(((?:model|data|trainer|checkpoint)(?:\.\w+)+)\)$")
 _ARGUMENT = re.compile(r"\b(\w+)=['\"]?([^\s,:;'\")]*)")
-_UNION_VERDICT = "Does not validate against any of the Union subtypes"
+# How jsonargparse reports what went wrong below it: in a class, and in a link from the data.
+_WRAPPINGS = ("Does not validate against any of the Union subtypes", "Call to compute_fn of link ")
 
 
 def explain_construction(
@@ -41,13 +42,27 @@ def explain_construction(
         return suspect or (root if root is not error else None)
     message = one_line(str(root))
     key = _key_of(message, settings)
-    return ConfigError(find_place(settings, key), key, _KEY_AT_END.sub("", message))
+    return ConfigError(find_place(settings, key), *_once(key, _KEY_AT_END.sub("", message)))
+
+
+def _once(key: str, message: str) -> tuple[str, str]:
+    """Key and problem, without the argument's name at the head of the message.
+
+    Where that is followed by a value, the value goes to the key: ``model.init_args.width=0``.
+    """
+    named, _, problem = message.partition(": ")
+    name, equals, value = named.partition("=")
+    if key and f".{key}".endswith(f".{name}"):
+        return key + equals + value, problem
+    return key, message
 
 
 def _root_cause(error: Exception) -> Exception:
     """Undo jsonargparse's wrapping: it tries each member of a Union and reports all failures."""
     current = error
-    while _UNION_VERDICT in str(current) and isinstance(current.__cause__, Exception):
+    while any(words in str(current) for words in _WRAPPINGS):
+        if not isinstance(current.__cause__, Exception):
+            break
         current = current.__cause__
     return current
 

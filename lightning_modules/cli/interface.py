@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,10 +27,12 @@ from lightning_modules.cli.errors import ConfigError, StopRequested
 from lightning_modules.cli.instantiation import explain_construction
 from lightning_modules.cli.invocation import Invocation
 from lightning_modules.cli.linked_values import LINKED_TO_DATA, check_links, linked_values
+from lightning_modules.cli.lost_process import reported_loss
 from lightning_modules.cli.resume import check_fit, choose_checkpoint, choose_run
 from lightning_modules.cli.run_directory import RunDirectory, is_zero_rank
 from lightning_modules.cli.settings import find_place
 from lightning_modules.cli.signals import StopRequests
+from lightning_modules.cli.wandb_loggers import leave_out_unset, place_loggers
 
 LIGHTNING_OPTIONS: dict[str, Any] = {
     "model_class": LightningModule,
@@ -172,7 +173,7 @@ class QuintetCLI(LightningCLI):
             section.ckpt_path = choose_checkpoint(self.run, section.ckpt_path, call.subcommand)
             self._config_text = self._dump(skip_link_targets=True)
             self._resolved = yaml.safe_load(self._dump(skip_link_targets=False))
-            _place_loggers(section.trainer, self.run)
+            place_loggers(section.trainer, self.run)
             super().instantiate_classes()
             if section.ckpt_path is not None and "://" not in section.ckpt_path:
                 check_fit(section.ckpt_path, self.model)
@@ -199,6 +200,7 @@ class QuintetCLI(LightningCLI):
             return self._instantiate_trainer(settings, [])
         if settings["logger"] is not False:
             loggers = [item for item in _as_list(settings["logger"]) if isinstance(item, Logger)]
+            leave_out_unset(loggers)
             settings["logger"] = [RunCSVLogger(self.run.path), *loggers]
         settings["callbacks"] = _as_list(settings["callbacks"])
         own = self._own_callbacks(settings)
@@ -223,7 +225,11 @@ class QuintetCLI(LightningCLI):
         return own
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run, and say how to go on if a signal stops it."""
+        """Run, and say how to go on if a signal or the loss of another process stops it."""
+        with reported_loss(self.trainer, self.run, subcommand):
+            self._run_stoppable(subcommand)
+
+    def _run_stoppable(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
             if self.requests.requested:
@@ -258,24 +264,6 @@ def _method_of(class_path: str) -> str:
     """Return the folder of a model's runs: ``farmer`` for ``lightning_modules.farmer.Farmer``."""
     parts = class_path.split(".")
     return parts[-2] if len(parts) > 1 else parts[0].lower()
-
-
-def _place_loggers(trainer: Namespace, run: RunDirectory) -> None:
-    """Let Weights & Biases write into the run directory and go on with the run it began."""
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    for logger in loggers:
-        if not isinstance(logger, Namespace) or not logger.class_path.endswith("WandbLogger"):
-            continue
-        # W&B's service may have been started, by an earlier run of this process, in another folder.
-        folder = str(run.path.absolute())
-        own = {"save_dir": folder, "name": run.path.name, "project": "quintet"}
-        if is_zero_rank():
-            own["id"] = run.wandb_id
-        if logger.init_args.get("offline"):
-            os.environ.setdefault("WANDB_SILENT", "true")  # its farewell would bury the summary
-        for name, value in own.items():
-            if logger.init_args.get(name) in (None, "."):
-                logger.init_args[name] = value
 
 
 def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 - a setting that may be one or many

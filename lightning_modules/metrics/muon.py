@@ -31,10 +31,16 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype or matrices.dtype)
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).flatten(0, -3)  # (n, r, c), r <= c
+    scale = x.norm(dim=(-2, -1), keepdim=True) + 1e-7
+    x = (x / scale).flatten(0, -3).contiguous()  # (n, r, c), r <= c
+    gram = x.new_empty(*x.shape[:2], x.shape[1])
+    step, following = torch.empty_like(gram), torch.empty_like(x)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+        # Into tensors at hand: fresh ones cost a CPU a quarter of the time.
+        torch.bmm(x, x.mT, out=gram)
+        torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C, out=step)
+        torch.baddbmm(x, step, x, beta=_A, out=following)
+        x, following = following, x
     orthogonal = x.mT if tall else x
     return orthogonal.reshape(matrices.shape).to(matrices.dtype)
 
@@ -58,18 +64,22 @@ def muon_update(
         momentum: decay of the averages.
         dtype: what the steps are made orthogonal in; None is the gradients' own.
     """
-    by_size: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
-    for parameter, average in zip(parameters, averages, strict=True):
-        gradient = cast("Tensor", parameter.grad)
-        average.lerp_(gradient, 1 - momentum)
-        ahead = gradient.lerp(average, momentum).flatten(1)
-        by_size[ahead.shape[0], ahead.shape[1]].append((parameter, ahead))
-    for (rows, columns), members in by_size.items():
-        directions = orthogonalise(torch.stack([ahead for _, ahead in members]), dtype=dtype)
-        for (parameter, _), direction in zip(members, directions, strict=True):
-            parameter.add_(
-                direction.view_as(parameter), alpha=-lr * 0.2 * max(rows, columns) ** 0.5
-            )
+    gradients = [cast("Tensor", parameter.grad) for parameter in parameters]
+    if not gradients:
+        return
+    torch._foreach_lerp_(list(averages), gradients, 1 - momentum)
+    ahead = torch._foreach_lerp(gradients, list(averages), momentum)
+    by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, matrix in enumerate(ahead):
+        rows = matrix.shape[0]
+        by_size[rows, matrix.numel() // rows].append(place)
+    for (rows, columns), places in by_size.items():
+        directions = orthogonalise(
+            torch.stack([ahead[place].flatten(1) for place in places]), dtype=dtype
+        )
+        members: list[Tensor] = [parameters[place] for place in places]
+        moves = [move.view_as(p) for p, move in zip(members, directions, strict=True)]
+        torch._foreach_add_(members, moves, alpha=-lr * 0.2 * max(rows, columns) ** 0.5)
 
 
 class Muon(torch.optim.Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ FILES = {
     "not one of the choices": (WIDTH, "    activation: tanh\n", ":4: model.init_args.activation: expected one of relu, gelu, got 'tanh'"),
     "text for an optional int": (WIDTH, "    nan_at: soon\n", ":4: model.init_args.nan_at: expected int or null, got 'soon'"),
     "text for a trainer int": (EPOCHS, "  max_epochs: many\n", ":10: trainer.max_epochs: expected int or null, got 'many'"),
-    "out of bounds in the model": (WIDTH, "    width: 0\n", ":4: model.init_args.width: width=0: must be >= 1"),
-    "out of bounds in the data": (BATCH, "    batch_size: -1\n", ":8: data.init_args.batch_size: batch_size=-1: must be >= 1"),
-    "out of bounds in a callback": ("trainer:\n", "checkpoint:\n  keep: 0\ntrainer:\n", ":10: checkpoint.keep: keep=0: must be >= 1"),
-    "folder that does not exist": (BATCH, "    root: nosuch\n", ":8: data.init_args.root: root=nosuch: no such folder"),
+    "out of bounds in the model": (WIDTH, "    width: 0\n", ":4: model.init_args.width=0: must be >= 1"),
+    "out of bounds in the data": (BATCH, "    batch_size: -1\n", ":8: data.init_args.batch_size=-1: must be >= 1"),
+    "out of bounds in a callback": ("trainer:\n", "checkpoint:\n  keep: 0\ntrainer:\n", ":10: checkpoint.keep=0: must be >= 1"),
+    "folder that does not exist": (BATCH, "    root: nosuch\n", ":8: data.init_args.root=nosuch: no such folder"),
     "misspelt class": (MODEL, "tiny_pair.TinyModle", ":2: model.class_path: no class 'TinyModle' in tiny_pair; did you mean 'TinyModel'?"),
     "misspelt module": (MODEL, "lightning_moduls.farmer.Farmer", ":2: model.class_path: no module 'lightning_moduls'; did you mean 'lightning_modules'?"),
     "misspelt submodule": (MODEL, "lightning_modules.callback.X", ":2: model.class_path: no module 'lightning_modules.callback'; did you mean 'lightning_modules.callbacks'?"),
@@ -61,7 +62,7 @@ FILES = {
 FLAGS = {
     "misspelt flag": (["--model.widht", "3"], "command line: model.init_args.widht: unknown key; did you mean 'width'?"),
     "wrong type": (["--model.lr=quick"], "command line: model.init_args.lr: expected float, got 'quick'"),
-    "out of bounds": (["--model.width", "0"], "command line: model.init_args.width: width=0: must be >= 1"),
+    "out of bounds": (["--model.width", "0"], "command line: model.init_args.width=0: must be >= 1"),
     "abbreviation": (["--trainer.max_epoch", "3"], "command line: trainer.max_epoch: unknown key; did you mean 'max_epochs'?"),
     "unknown option": (["--nmae", "x"], "command line: nmae: unknown key; did you mean 'name'?"),
     "missing file": (["--config", "tinny.yaml"], "tinny.yaml: no such file; did you mean 'tiny.yaml'?"),
@@ -74,7 +75,18 @@ FLAGS = {
 }
 
 
-
+IMAGENET, TEXT_IMAGE = "datamodules.imagenet.ImageNetPixels", "datamodules.text_image.text_image.TextImagePairs"
+# (class of the data, an argument, what the line must say)
+DATA_MODULES = {
+    "missing path": (IMAGENET, "root: data/imagenet", ":8: data.init_args.root=data/imagenet: no such file or folder; "),
+    "missing absolute path": (TEXT_IMAGE, "root: /nowhere/at/all", ":8: data.init_args.root=/nowhere/at/all: no such file or folder; "),
+    "missing tree": ("datamodules.paired_2d3d.PairedScenes", "root: nowhere", ":8: data.init_args.root=nowhere: no such folder; "),
+    "shards of which none lies there": (IMAGENET, "root: 'train-{3..1}.tar'", ":8: data.init_args.root=train-{3..1}.tar: 3..1 runs backwards"),
+    "out of range": (IMAGENET, "max_skipped_share: 1.5", ":8: data.init_args.max_skipped_share=1.5: must be 0 .. 1"),
+    "out of range with a remedy": (IMAGENET, "predict_count: 0", ":8: data.init_args.predict_count=0: must be >= 1, or null for 10 per class"),
+    "out of range within a group": ("datamodules.multiview.MultiviewRays", "views: {gap_steps: -1}", ":8: data.init_args.views.gap_steps=-1: must be >= 0"),
+    "several arguments at fault": (IMAGENET, "embedded: digits", ":8: data.init_args.embedded: image_size=28, levels=256, channels=1: the embedded digits are 8 x 8"),
+}
 # fmt: on
 
 
@@ -83,6 +95,7 @@ def _check(outcome_code: int, err: str, expected: str) -> None:
     assert expected in err
     assert len(err.strip().splitlines()) == 1, err
     assert "Traceback" not in err
+    assert not re.search(r"\b(\w+): (?:\w+\.)*\1=", err), f"{err} names the key twice"
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -94,6 +107,17 @@ def test_wrong_file(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     outcome = call("fit", "--config", "tiny.yaml")
     _check(outcome.code, outcome.err, expected)
     assert not list(tmp_path.glob("runs/*/*")), "a failed start must leave no run directory"
+
+
+@pytest.mark.parametrize("case", DATA_MODULES)
+def test_wrong_argument_of_a_data_module(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, argument, expected = DATA_MODULES[case]
+    write_tiny(tmp_path, TINY.replace(DATA, name).replace(BATCH, f"    {argument}\n"))
+    outcome = call("fit", "--config", "tiny.yaml")
+    _check(outcome.code, outcome.err, f"tiny.yaml{expected}")
 
 
 @pytest.mark.parametrize("case", FLAGS)

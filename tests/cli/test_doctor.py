@@ -50,7 +50,7 @@ def test_healthy(tmp_path: Path) -> None:
     ("flags", "subject", "text"),
     [
         (["--model.widht", "4"], "settings", "unknown key; did you mean 'width'?"),
-        (["--model.width", "0"], "model", "model.init_args.width: width=0: must be >= 1"),
+        (["--model.width", "0"], "model", "model.init_args.width=0: must be >= 1"),
         (["--data.root", "nowhere"], "data", "nowhere: no such folder"),
         (["--data.fail_in_setup", "value"], "data, train", "labels.txt: 3 of 4 bad"),
         (["--data.fail_in_setup", "bug"], "data, train", "KeyError: 'labels.txt: 3 of 4 bad'"),
@@ -72,7 +72,7 @@ def test_paper_size_without_data() -> None:
     outcome = call("doctor", "--config", str(CONFIGS / "farmer/imagenet256_1b_p16.yaml"))
     assert outcome.code == 2
     assert "1,144,545,800 parameters" in lines(outcome, "ok", "model")[0]
-    assert "data/imagenet: no such folder" in lines(outcome, "fail", "data")[0]
+    assert "data/imagenet: no such file or folder" in lines(outcome, "fail", "data")[0]
 
 
 def test_paper_size_without_weights() -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from calls import Outcome, call, fit, write_tiny
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from wandb_log import read_log
+
+from lightning_modules.cli.wandb_loggers import leave_out_unset
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -99,10 +102,13 @@ def test_resumed_run_keeps_its_wandb_id_and_shows_the_whole_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    warnings: list[str] = []
+    monkeypatch.setattr("wandb.termwarn", lambda text, **_: warnings.append(text))
     run = fit(tmp_path, "--config", str(CONFIGS / "logger/wandb_offline.yaml"))
     time.sleep(1.1)  # W&B names the folder of an offline run by the second
     monkeypatch.chdir(run)  # its service stays in the folder where the first run started it
     assert call("fit", "--resume", ".", "--trainer.max_epochs", "3").code == 0
+    assert not warnings
     identity = (run / "wandb/run_id.txt").read_text().strip()
     files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2
@@ -114,3 +120,19 @@ def test_resumed_run_keeps_its_wandb_id_and_shows_the_whole_configuration(
     linked = (arguments["image_size"], arguments["num_classes"], arguments["seed"])
     assert linked == (2, 3, 0)
     assert (run / "metrics.csv").is_file(), "the table stays when W&B is added"
+
+
+@pytest.mark.parametrize(("given", "handed"), [({}, None), ({"anonymous": True}, "allow")])
+def test_wandb_is_handed_what_the_user_sets(
+    given: dict[str, bool], handed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning hands it ``anonymous`` always, at which it warns."""
+    arguments: dict[str, object] = {}
+    monkeypatch.setattr("wandb.run", None)
+    monkeypatch.setattr("wandb.init", lambda **given: arguments.update(given))
+    logger = WandbLogger(save_dir=tmp_path, offline=True, **given)
+    leave_out_unset([CSVLogger(tmp_path), logger])
+    _ = logger.experiment
+    assert arguments["dir"] == str(tmp_path)
+    assert arguments.get("anonymous") == handed
+    assert ("anonymous" in arguments) == bool(given)

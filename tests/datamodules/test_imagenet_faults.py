@@ -173,6 +173,42 @@ def test_a_missing_root_is_explained(layout: Format, tmp_path: Path) -> None:
         ImageNetPixels(tmp_path / "gone", format=layout)
 
 
+@pytest.mark.parametrize(
+    "root",
+    [
+        "data/imagenet",
+        "datasets/imagenet",
+        "here/imagenet",
+        "./imagenet",
+        "../imagenet",
+        "~/imagenet",
+        "a/b/imagenet",
+        "imagenet",
+        "someone/train.parquet",
+    ],
+)
+def test_a_missing_path_is_no_name_of_the_hub(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking the hub for a folder that is not there would take half a minute."""
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder; .*OWNER/NAME") as caught:
+        ImageNetPixels(Path(root))
+    assert f"data.init_args.root={Path(root)}: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["someone/pictures", "zh-plus/tiny-imagenet", "a_1/b.c"])
+def test_a_name_of_the_hub_is_taken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ImageNetPixels(Path(name)).root == Path(name)
+    Path(name).mkdir(parents=True)
+    assert ImageNetPixels(Path(name)).root == Path(name), "and so is a folder of that name"
+
+
 def test_class_sets_must_agree(
     tmp_path: Path, make_image: MakeImage, folder_data: FolderData, fill: Fill
 ) -> None:

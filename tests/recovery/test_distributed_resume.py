@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_non_finite_loss_ends_all_processes(tmp_path: Path) -> None:
 @pytest.mark.ddp
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_rank_ends_the_other(victim: int, tmp_path: Path) -> None:
-    """A rank that waits for a dead one for ever would keep its device busy."""
+    """A rank that waits for a dead one for ever would keep its device busy; it says what to do."""
     write_tiny(tmp_path)
     call = start(["fit", *FLAGS, "--model.sleep=0.1", "--trainer.max_epochs=99"], tmp_path)
     call.wait(until=lambda: row_count(tmp_path) >= 3)
@@ -72,5 +73,10 @@ def test_killed_rank_ends_the_other(victim: int, tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     assert not left
     assert call.finish() != 0
-    resumed = start(["fit", "--resume", "runs/latest", "--trainer.max_epochs=2"], tmp_path)
+    text = call.log.read_text()
+    told = re.findall(rf"^rank {1 - victim}: .* is gone .*; resume with: .*$", text, re.MULTILINE)
+    assert len(told) == 1, text
+    assert "Traceback" not in text
+    run = told[0].rpartition(" --resume ")[2]
+    resumed = start(["fit", "--resume", run, "--trainer.max_epochs=2"], tmp_path)
     assert resumed.finish() == 0, resumed.log.read_text()
