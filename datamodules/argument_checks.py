@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodules.argument_ranges import (
+    IMAGES_AT_LEAST,
     check_least,
     check_predict_count,
     check_root,
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from datamodules.readers.detection import Format
     from datamodules.readers.protocol import ImageReader, Split
 
-_AT_LEAST = {
-    "image_size": 1,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "num_workers": 0,
-    "val_size": 1,
-    "cache_decoded_mb": 0,
-    "seed": 0,
-}
-
 
 def check_arguments(data: ImageNetPixels) -> None:
     """Compare the arguments with their ranges.
@@ -37,7 +28,7 @@ def check_arguments(data: ImageNetPixels) -> None:
     Raises:
         ValueError: one line naming the argument, its value and what was expected.
     """
-    check_least(data, _AT_LEAST)
+    check_least(data, IMAGES_AT_LEAST)
     if data.channels not in (1, 3):
         refuse(data, "channels", "must be 1 (grey) or 3 (RGB)")
     if not 2 <= data.levels <= 256:

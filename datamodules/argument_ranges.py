@@ -12,6 +12,17 @@ _HUB_NAME = re.compile(r"\w(?:[\w.-]*\w)?/\w(?:[\w.-]*\w)?")
 _DATA_FOLDERS = ("data", "dataset", "datasets")
 _DATA_FILES = (".parquet", ".tar", ".npz", ".jsonl")
 
+IMAGES_AT_LEAST = {
+    "image_size": 1,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "num_workers": 0,
+    "val_size": 1,
+    "cache_decoded_mb": 0,
+    "seed": 0,
+}
+"""Least values of the numbers that data modules of images have in common."""
+
 
 def refuse(data: object, name: str, expected: str) -> NoReturn:
     """Refuse an argument that a data module was given.

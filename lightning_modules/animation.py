@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_modules.pictures import to_pil, write_png
+from lightning_modules.whole_files import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,12 +59,8 @@ def _write_gif(pictures: Sequence[Image], path: Path, frames_per_second: float) 
     first, *others = pictures
     duration = round(1000 / frames_per_second)
     options: dict[str, Any] = {"append_images": others, "duration": duration, "loop": 0}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as temporary:
         first.save(temporary, "GIF", save_all=True, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_mp4(pictures: Sequence[Image], path: Path, frames_per_second: float) -> bool:

@@ -249,13 +249,10 @@ class BifrostBranch(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; warm-up and cosine by optimiser step."""
-        options = self.optimisation
-        course = (options.warmup_steps, options.beta2, options.lowest)
-        return warmup_cosine_steps(self, self._groups(), *course)
+        return warmup_cosine_steps(self, self._groups(), *self.optimisation.course)
 
     def _groups(self) -> list[dict[str, Any]]:
-        options = self.optimisation
-        rates = (options.lr, options.weight_decay, options.muon_lr)
+        rates = self.optimisation.rates
         named = self.branch.named_parameters()
         return parameter_groups(named, *rates, hidden=HIDDEN, undecayed=TABLES)
 

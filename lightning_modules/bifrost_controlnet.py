@@ -268,14 +268,11 @@ class BifrostControlNet(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; warm-up and cosine by optimiser step."""
-        options = self.optimisation
-        course = (options.warmup_steps, options.beta2, options.lowest)
-        return warmup_cosine_steps(self, self._groups(), *course)
+        return warmup_cosine_steps(self, self._groups(), *self.optimisation.course)
 
     def _groups(self) -> list[dict[str, Any]]:
-        options = self.optimisation
-        rates = (options.lr, options.weight_decay, options.muon_lr)
-        return parameter_groups(self.controlnet.named_parameters(), *rates, hidden=HIDDEN)
+        named = self.controlnet.named_parameters()
+        return parameter_groups(named, *self.optimisation.rates, hidden=HIDDEN)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the frozen parts' identities in place of their weights."""

@@ -42,6 +42,10 @@ class PartClock:
         spent = time.perf_counter() - start
         self.seconds[part] = self.seconds.get(part, 0.0) + spent
 
+    def seconds_each(self, count: int) -> dict[str, float]:
+        """Seconds of each part for one of so many pictures."""
+        return {part: spent / count for part, spent in self.seconds.items()}
+
 
 class Drawing:
     """Draws pictures; each depends on its caption, latents, key and the seed alone.

@@ -70,6 +70,16 @@ class BifrostOptimisation:
         if not 0 <= self.lowest <= 1:
             raise ValueError(f"lowest={self.lowest}: must be in [0, 1] (model.optimisation.lowest)")
 
+    @property
+    def rates(self) -> tuple[float, float, float | None]:
+        """Rate, decay and Muon's rate, as `parameter_groups` takes them."""
+        return self.lr, self.weight_decay, self.muon_lr
+
+    @property
+    def course(self) -> tuple[int, float, float]:
+        """Warm-up, second momentum and lowest share, as `warmup_cosine_steps` takes them."""
+        return self.warmup_steps, self.beta2, self.lowest
+
 
 def rebuilt(kind: type[Options], value: Options | dict[str, Any]) -> Options:
     """A dataclass, which a checkpoint hands back as a plain dictionary."""

@@ -6,7 +6,6 @@ Pillow and matplotlib are imported where they are used, so that importing a metr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from lightning_modules.whole_files import whole_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,13 +53,8 @@ def to_pil(image: Tensor) -> Image:
 
 def write_png(picture: Image, path: Path) -> None:
     """Writes a PNG under a temporary name first, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def shortened(text: str, most: int = 40) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_modules.whole_files import whole_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,13 +15,8 @@ if TYPE_CHECKING:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text; an older file of that name stays until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def table_text(table: Table, width: int, notes: Sequence[str] = ()) -> str:

@@ -5,24 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datamodules.argument_checks import check_image_root
-from datamodules.argument_ranges import check_least, check_predict_count, check_shares, refuse
+from datamodules.argument_ranges import (
+    IMAGES_AT_LEAST,
+    check_least,
+    check_predict_count,
+    check_shares,
+    refuse,
+)
 from datamodules.documents.drawing import SIDE
 
 if TYPE_CHECKING:
     from datamodules.documents.documents import DocumentsAndPhotographs
 
-_AT_LEAST = {
-    "image_size": 1,
-    "patch_size": 1,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "num_workers": 0,
-    "train_size": 1,
-    "val_size": 1,
-    "test_size": 1,
-    "cache_decoded_mb": 0,
-    "seed": 0,
-}
+_AT_LEAST = {**IMAGES_AT_LEAST, "patch_size": 1, "train_size": 1, "test_size": 1}
 
 
 def check_arguments(data: DocumentsAndPhotographs) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule
 
+from datamodules.cache_folder import cache_folder
 from datamodules.errors import FaultPolicy
 from datamodules.loading import (
     OrderedLoader,
@@ -170,10 +170,9 @@ class MultiviewRays(LightningDataModule):
         """Folder of the embedded scenes, made if it is not there."""
         from datamodules.multiview.procedural import ensure_procedural
 
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         train_scenes, test_scenes = self.procedural_scenes
         return ensure_procedural(
-            self.cache_dir or home / "quintet" / "procedural",
+            self.cache_dir or cache_folder("procedural"),
             image_size=self.image_size,
             train_scenes=train_scenes,
             test_scenes=test_scenes,

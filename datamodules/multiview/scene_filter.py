@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import track
 
+from datamodules.cache_folder import cache_folder
 from datamodules.errors import DataError, SampleError
 from datamodules.multiview.image_fit import stored_size
 
@@ -110,8 +111,7 @@ class SceneFilter:
     def _cache_file(self, reader: SceneReader) -> Path:
         key = f"1:{reader.fingerprint}:{self}"
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return Path(home) / "quintet" / "scenes" / f"{name}.json"
+        return cache_folder("scenes") / f"{name}.json"
 
 
 def _load(file: Path) -> NDArray[np.int64] | None:

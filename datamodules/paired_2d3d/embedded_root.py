@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from datamodules.cache_folder import cache_folder
 
 ROOMS = (160, 24, 40, 40)
 """Embedded rooms of train, val, test and test_unseen."""
@@ -27,6 +28,5 @@ def embedded_root(cache_dir: Path | None, rooms: tuple[int, int, int, int] = ROO
     """
     from datamodules.paired_2d3d.rooms import SPLITS, room_tree
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     counts = dict(zip(SPLITS, rooms, strict=True))
-    return room_tree(cache_dir or home / "quintet" / "procedural", counts, _SEED)
+    return room_tree(cache_dir or cache_folder("procedural"), counts, _SEED)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.errors import DataError, FaultPolicy
+from datamodules.readers.layouts import only_layout
 from datamodules.readers.protocol import ImageReader, Split
 
 Format = Literal["auto", "parquet", "folder", "webdataset", "npz"]
@@ -80,12 +81,8 @@ def detect(root: Path) -> _Layout:
             return _BY_SUFFIX[root.suffix]
         raise DataError(f"{root}: no such format; looked for {_LOOKED_FOR}")
     found = _layouts_in(root)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"{root}: ambiguous, holds {' and '.join(found)}; set data.init_args.format"
-        )
+    if (layout := only_layout(root, found)) is not None:
+        return layout
     batches = sorted(root.glob("*data_batch*")) or sorted(root.glob("val_data"))
     if batches:
         raise DataError(

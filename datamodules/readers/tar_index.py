@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.cache_folder import cache_folder
 from datamodules.errors import DataError
 from datamodules.readers.tar_members import DamagedTarError, TarMember, walk_tar
 
@@ -188,8 +189,7 @@ def cache_file(shard: Path, kind: str = "") -> Path:
     stat = shard.stat()
     key = f"{_VERSION}{kind}:{shard.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "quintet" / "shards" / f"{name}.npz"
+    return cache_folder("shards") / f"{name}.npz"
 
 
 def load_arrays(file: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from datamodules.argument_ranges import (
+    IMAGES_AT_LEAST,
     check_least,
     check_predict_count,
     check_root,
@@ -16,16 +17,6 @@ from datamodules.text_image.detection import LOOKED_FOR
 if TYPE_CHECKING:
     from datamodules.text_image.text_image import TextImagePairs
 
-_AT_LEAST = {
-    "image_size": 1,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "num_workers": 0,
-    "val_size": 1,
-    "cache_decoded_mb": 0,
-    "seed": 0,
-}
-
 
 def check_arguments(data: TextImagePairs) -> None:
     """Compare the arguments with their ranges.
@@ -34,7 +25,7 @@ def check_arguments(data: TextImagePairs) -> None:
         ValueError: one line naming the argument, its value and what was expected.
         FileNotFoundError: if the root, the prompts or the features lead nowhere.
     """
-    check_least(data, _AT_LEAST)
+    check_least(data, IMAGES_AT_LEAST)
     check_shares(data, "caption_dropout", "max_skipped_share")
     check_predict_count(data, "all")
     if data.resampling not in ("bicubic", "lanczos"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.errors import DataError, FaultPolicy
+from datamodules.readers.layouts import only_layout
 from datamodules.readers.protocol import Split
 from datamodules.text_image.json_lines import METADATA, open_json_lines
 from datamodules.text_image.pair_reader import PairReader
@@ -80,12 +81,8 @@ def detect(root: Path) -> _Found:
             return _BY_SUFFIX[root.suffix]
         raise DataError(f"{root}: no such format; looked for {LOOKED_FOR}")
     found = [layout for layout, patterns in _PATTERNS.items() if _lies_in(root, patterns)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"{root}: ambiguous, holds {' and '.join(found)}; set data.init_args.format"
-        )
+    if (layout := only_layout(root, found)) is not None:
+        return layout
     raise DataError(f"{root}: nothing found; looked for {LOOKED_FOR}")
 
 

@@ -142,7 +142,7 @@ class BifrostTable(Callback):
         ):
             clock = PartClock()
             pictures = drawing.paint(texts, given, keys, clock)
-            seconds = {part: spent / count for part, spent in clock.seconds.items()}
+            seconds = clock.seconds_each(count)
             yield GenerationRow(split, source, samples.judge.rate(pictures), seconds)
         if module.generator is None:
             return
@@ -151,7 +151,7 @@ class BifrostTable(Callback):
             with clock.measure("latents"):
                 generated = module.generator.generate(captions, keys, options, drawing.chunk)
             pictures = drawing.paint(captions, generated, keys, clock)
-            seconds = {part: spent / count for part, spent in clock.seconds.items()}
+            seconds = clock.seconds_each(count)
             figures = samples.judge.rate(pictures)
             settings = (options.steps, options.guidance)
             yield GenerationRow(split, GENERATED, figures, seconds, *settings)

@@ -135,7 +135,7 @@ class LatentTable(Callback):
                 "cosine": float(torch.cosine_similarity(generated, truth, dim=-1).mean()),
                 "spread": relative_spread(generated, truth, mean),
             }
-            seconds = {part: spent / len(generated) for part, spent in clock.seconds.items()}
+            seconds = clock.seconds_each(len(generated))
             source = "caption" if options.order == "random" else "caption, surest first"
             yield GenerationRow(split, source, figures, seconds, options.steps, options.guidance)
 

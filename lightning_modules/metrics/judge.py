@@ -6,7 +6,6 @@ belongs beside the result: samples above it are more typical than the data, not 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_modules.metrics.judge_training import JudgeSettings, LabelledImages, fit_classifier
 from lightning_modules.pictures import from_bytes, to_bytes
+from lightning_modules.whole_files import whole_file
 from models.layers.convnet import ConvNetClassifier
 
 # Part of the cache key: raise it when the network or its training changes.
@@ -200,15 +200,10 @@ def _accuracy(judge: Judge, data: LabelledImages, batch_size: int = 500) -> floa
 
 def _save(judge: Judge, path: Path) -> None:
     """Writes the judge under a temporary name first, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     state = {key: value.contiguous() for key, value in judge.network.state_dict().items()}
     metadata = {"accuracy": repr(judge.accuracy), "test_images": str(judge.test_images)}
-    try:
+    with whole_file(path) as temporary:
         save_file(state, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, network: ConvNetClassifier, mirrored: bool) -> Judge | None:

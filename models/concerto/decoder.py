@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from models.concerto.block import Block, Neighbourhood
 from models.concerto.clouds import batch_numbers
-from models.concerto.encoder import EncodedLevel, EncoderShape, check_widths, initialise
+from models.concerto.encoder import EncodedLevel, EncoderShape, initialise
+from models.concerto.level_sizes import check_levels
 from models.concerto.ordering import invert_order
 from models.concerto.patch_attention import Patches
 from models.concerto.serialization import CURVES
@@ -41,15 +42,7 @@ class DecoderShape:
     drop_path: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("channels", "heads", "depths"):
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
-            if not values or min(values) < 1 or len(values) != len(self.channels):
-                raise ValueError(f"{name}={values}: one number >= 1 for each level is needed")
-        for name in ("patch_size", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1")
-        check_widths(self.channels, self.heads)
+        check_levels(self, "patch_size", "mlp_ratio")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path}: must be in [0, 1)")
 

@@ -13,17 +13,11 @@ from torch import Tensor, nn
 from models.concerto.block import Block, Neighbourhood, find_neighbourhood
 from models.concerto.clouds import PointCloud, batch_numbers
 from models.concerto.embedding import Embedding
+from models.concerto.level_sizes import check_levels
 from models.concerto.pooling import GridPooling, cell_means, group_cells
 from models.concerto.serialization import CURVES
 
 _COLOUR = slice(3, 6)
-
-
-def check_widths(channels: tuple[int, ...], heads: tuple[int, ...]) -> None:
-    """Raises ``ValueError`` if heads do not divide the width of their level."""
-    for width, count in zip(channels, heads, strict=True):
-        if width % count:
-            raise ValueError(f"channels={width}: must be a multiple of its heads={count}")
 
 
 @dataclass(frozen=True)
@@ -54,15 +48,7 @@ class EncoderShape:
     colour_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("channels", "heads", "depths"):
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
-            if not values or min(values) < 1 or len(values) != len(self.channels):
-                raise ValueError(f"{name}={values}: one number >= 1 for each level is needed")
-        for name in ("in_channels", "patch_size", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be >= 1")
-        check_widths(self.channels, self.heads)
+        check_levels(self, "in_channels", "patch_size", "mlp_ratio")
         if self.colour_scale == 0:
             raise ValueError("colour_scale=0.0: must not be 0, which would hide all colours")
         if not 0 <= self.drop_path < 1:

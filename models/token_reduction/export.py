@@ -85,11 +85,7 @@ def export_onnx(
 ) -> torch.onnx.ONNXProgram:
     """The reducer as an ONNX program with input ``tokens`` and outputs ``kept, indices, scores``.
 
-    Args:
-        reducer: Trained; put into evaluation mode.
-        k: Tokens to keep.
-        grid: Rows and columns of a tile; None is the reducer's grid.
-        batch: Tiles of a call; None leaves it open.
+    Its arguments are those of `export_program`.
 
     Returns:
         A program whose ``save`` writes the file.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,7 @@ from torch import Tensor
 from datamodules.errors import FaultPolicy
 from datamodules.text_image.pair_reader import PairReader
 from datamodules.text_image.text_image import TextImagePairs
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-Fill = Callable[[Path, dict[str, bytes]], Path]
+from tests.datamodules.fixture_types import Fill
 
 RAISE = FaultPolicy("raise", 0.3)
 SKIP = FaultPolicy("skip", 0.3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-WriteParquet = Callable[..., Path]
-Fill = Callable[[Path, dict[str, bytes]], Path]
-FolderData = Callable[[Path], Path]
+from tests.datamodules.fixture_types import Fill, FolderData, MakeImage, WriteParquet, WriteTar
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.multiview.batch import MultiviewBatch
+
 FOCAL = (0.9, 1.2, 0.5, 0.5)
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+# Arguments of MultiviewRays that these scenes have enough pixels and frames for.
+SMALL: dict[str, Any] = {"image_size": 6, "context_views": (2, 2), "target_views": 3}
 
 
 def picture(scene: int = 0, frame: int = 0, height: int = 6, width: int = 8) -> bytes:
@@ -23,6 +27,10 @@ def picture(scene: int = 0, frame: int = 0, height: int = 6, width: int = 8) -> 
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
+
+
+def batches(loader: Any) -> list[MultiviewBatch]:  # noqa: ANN401 - of one pass
+    return list(loader)
 
 
 def pose(frame: int) -> NDArray[np.float64]:

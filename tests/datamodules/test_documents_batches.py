@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
 
 from datamodules.documents import DocumentBatch, DocumentsAndPhotographs
 from datamodules.documents.gallery import main
+from tests.quiet_trainings import SaveAt, quiet_trainer
 
 SMALL: dict[str, Any] = {
     "batch_size": 4,
@@ -171,46 +172,23 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class SaveAtStep(Callback):
-    """Writes a checkpoint after one step, in the middle of an epoch."""
-
-    def __init__(self, step: int, path: Path) -> None:
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
-def trainer(tmp_path: Path, **settings: object) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **({"max_epochs": 2} | settings),
-    )
-
-
 def test_a_trainer_runs_all_stages_and_resumes_mid_epoch(tmp_path: Path) -> None:
     data, module = small(), Recorder()
-    runner = trainer(tmp_path, callbacks=[SaveAtStep(6, tmp_path / "6.ckpt")])
+    settings: dict[str, Any] = {"max_epochs": 2, "num_sanity_val_steps": 0}
+    runner = quiet_trainer(tmp_path, callbacks=[SaveAt(tmp_path / "6.ckpt", 6)], **settings)
     runner.fit(module, data)
     runner.test(module, data, verbose=False)
     predicted = runner.predict(module, data)
     assert module.stages == ["val", "val"] * 2 + ["test", "test"]
     assert torch.cat(predicted).tolist() == list(range(12))  # type: ignore[arg-type]
     resumed = Recorder()
-    trainer(tmp_path).fit(resumed, small(), ckpt_path=tmp_path / "6.ckpt")
+    quiet_trainer(tmp_path, **settings).fit(resumed, small(), ckpt_path=tmp_path / "6.ckpt")
     assert resumed.seen == module.seen[6:]
 
 
 def test_overfitting_sees_the_same_images_in_every_epoch(tmp_path: Path) -> None:
     module = Recorder()
-    trainer(tmp_path, overfit_batches=1).fit(module, small())
+    quiet_trainer(tmp_path, max_epochs=2, overfit_batches=1).fit(module, small())
     assert module.seen[0][0] == [0, 1, 2, 3]
     assert module.seen[0] == module.seen[1]
 

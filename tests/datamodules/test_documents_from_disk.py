@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from datamodules.documents import DocumentBatch, DocumentsAndPhotographs
 from datamodules.errors import DataError, SampleError
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-WriteParquet = Callable[..., Path]
-Fill = Callable[[Path, dict[str, bytes]], Path]
-FolderData = Callable[[Path], Path]
+from tests.datamodules.constant_images import collect
+from tests.datamodules.fixture_types import Fill, FolderData, MakeImage, WriteParquet, WriteTar
 
 
 def small(root: Path | None, **arguments: object) -> DocumentsAndPhotographs:
@@ -32,10 +27,6 @@ def small(root: Path | None, **arguments: object) -> DocumentsAndPhotographs:
         "eval_batch_size": 8,
     }
     return DocumentsAndPhotographs(root, **(defaults | arguments))
-
-
-def collect(batches: Iterable[DocumentBatch], key: str) -> Tensor:
-    return torch.cat([batch[key] for batch in batches])  # type: ignore[literal-required]
 
 
 def levels(batches: Iterable[DocumentBatch]) -> list[int]:

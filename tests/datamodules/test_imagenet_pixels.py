@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from datamodules.imagenet import ImageBatch, ImageNetPixels
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-WriteParquet = Callable[..., Path]
-Fill = Callable[[Path, dict[str, bytes]], Path]
-FolderData = Callable[[Path], Path]
-
-
-def small(root: Path | None, **arguments: object) -> ImageNetPixels:
-    defaults: dict[str, Any] = {
-        "image_size": 8,
-        "channels": 3,
-        "val_size": 5,
-        "batch_size": 4,
-        "eval_batch_size": 8,
-    }
-    return ImageNetPixels(root, **(defaults | arguments))
-
-
-def collect(batches: Iterable[ImageBatch], key: str) -> Tensor:
-    return torch.cat([batch[key] for batch in batches])  # type: ignore[literal-required]
-
-
-def levels(image: Tensor) -> Tensor:
-    """The grey level of constant images."""
-    return ((image[:, 0, 0, 0] + 1) * 127.5).round().long()
+from datamodules.imagenet import ImageNetPixels
+from tests.datamodules.constant_images import collect, levels, small
+from tests.datamodules.fixture_types import Fill, FolderData, MakeImage, WriteParquet, WriteTar
 
 
 def test_the_embedded_default_is_fashion_mnist() -> None:

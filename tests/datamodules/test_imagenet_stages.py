@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from datamodules.imagenet import ImageBatch, ImageNetPixels
+from datamodules.imagenet import ImageBatch
 from datamodules.sample_requests import SampleRequest
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-WriteParquet = Callable[..., Path]
-Fill = Callable[[Path, dict[str, bytes]], Path]
-FolderData = Callable[[Path], Path]
-
-
-def small(root: Path | None, **arguments: object) -> ImageNetPixels:
-    defaults: dict[str, Any] = {
-        "image_size": 8,
-        "channels": 3,
-        "val_size": 5,
-        "batch_size": 4,
-        "eval_batch_size": 8,
-    }
-    return ImageNetPixels(root, **(defaults | arguments))
+from tests.datamodules.constant_images import small
+from tests.datamodules.fixture_types import FolderData
+from tests.quiet_trainings import quiet_trainer
 
 
 class Recorder(LightningModule):
@@ -59,26 +43,12 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer(tmp_path: Path, **settings: object) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        max_epochs=2,
-        **settings,
-    )
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_trainer_runs_all_stages(
     num_workers: int, tmp_path: Path, folder_data: FolderData
 ) -> None:
     data = small(folder_data(tmp_path), num_workers=num_workers)
-    module, runner = Recorder(), trainer(tmp_path)
+    module, runner = Recorder(), quiet_trainer(tmp_path, num_sanity_val_steps=0, max_epochs=2)
     runner.fit(module, data)
     runner.test(module, data, verbose=False)
     labels = runner.predict(module, data)
@@ -94,7 +64,8 @@ def test_overfitting_sees_the_same_batch_unaugmented(
     tmp_path: Path, folder_data: FolderData
 ) -> None:
     module = Recorder()
-    trainer(tmp_path, overfit_batches=1).fit(module, small(folder_data(tmp_path)))
+    trainer = quiet_trainer(tmp_path, max_epochs=2, overfit_batches=1)
+    trainer.fit(module, small(folder_data(tmp_path)))
     assert module.seen["train"] == [[0, 1, 2, 3]] * 2
 
 

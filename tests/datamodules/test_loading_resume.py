@@ -19,6 +19,7 @@ from datamodules.loading import (
     keyed_generator,
     rank_and_world_size,
 )
+from tests.quiet_trainings import quiet_trainer
 
 
 class Points(Dataset[dict[str, Tensor]]):
@@ -123,13 +124,8 @@ def fit(
 ) -> Fit:
     module = Fit()
     module.interrupt_at = interrupt_at
-    trainer = Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = quiet_trainer(
+        tmp_path,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         callbacks=callbacks,

@@ -24,12 +24,12 @@ from datamodules.paired_2d3d.paired_scenes import PairedScenes
 from datamodules.text_image.resident_pairs import ResidentPairs
 from datamodules.text_image.text_image import TextImagePairs
 from datamodules.token_features import TokenFeatures
+from tests.datamodules.fixture_types import WriteTar
 from tests.datamodules.paired_roots import paired_root
 from tests.datamodules.scene_roots import write_chunks
 from tests.datamodules.stored_features import features, write
 from tests.lightning_modules.segmentation_runs import write_tree
 
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
 RANKS = (1, 2, 4, 8, 64, 1024)
 COUNT = 1100
 PER_SHARD = 97

@@ -11,16 +11,7 @@ from torch import Tensor
 from datamodules.multiview import MultiviewRays
 from datamodules.multiview.augmentation import Augmentation
 from datamodules.multiview.batch import MultiviewBatch
-from tests.datamodules.scene_roots import (
-    re10k_root,
-    write_capture,
-)
-
-SMALL: dict[str, Any] = {"image_size": 6, "context_views": (2, 2), "target_views": 3}
-
-
-def batches(loader: Any) -> list[MultiviewBatch]:  # noqa: ANN401
-    return list(loader)
+from tests.datamodules.scene_roots import SMALL, batches, re10k_root, write_capture
 
 
 def test_mirroring_keeps_projected_points_on_their_pixels(tmp_path: Path) -> None:

@@ -12,20 +12,15 @@ from torch import Tensor
 
 from datamodules.errors import DataError
 from datamodules.multiview import MultiviewRays
-from datamodules.multiview.batch import MultiviewBatch
 from tests.datamodules.scene_roots import (
     OPENGL,
+    SMALL,
+    batches,
     pose,
     re10k_root,
     write_capture,
     write_chunks,
 )
-
-SMALL: dict[str, Any] = {"image_size": 6, "context_views": (2, 2), "target_views": 3}
-
-
-def batches(loader: Any) -> list[MultiviewBatch]:  # noqa: ANN401
-    return list(loader)
 
 
 def colours(image: Tensor) -> list[list[int]]:

@@ -11,21 +11,16 @@ from jsonargparse import ArgumentParser
 
 from datamodules.errors import DataError
 from datamodules.multiview import MultiviewRays
-from datamodules.multiview.batch import MultiviewBatch
 from datamodules.multiview.scene_filter import SceneFilter
 from datamodules.multiview.view_sampler import ViewSampling
 from tests.datamodules.scene_roots import (
+    SMALL,
+    batches,
     re10k_root,
     stored_scene,
     write_capture,
     write_chunks,
 )
-
-SMALL: dict[str, Any] = {"image_size": 6, "context_views": (2, 2), "target_views": 3}
-
-
-def batches(loader: Any) -> list[MultiviewBatch]:  # noqa: ANN401
-    return list(loader)
 
 
 def test_only_scenes_that_pass_the_filter_are_trained_on(tmp_path: Path) -> None:

@@ -14,16 +14,7 @@ from datamodules.multiview import MultiviewRays
 from datamodules.multiview.augmentation import Augmentation
 from datamodules.multiview.batch import MultiviewBatch
 from datamodules.samplers import EvaluationSampler
-from tests.datamodules.scene_roots import (
-    pose,
-    re10k_root,
-)
-
-SMALL: dict[str, Any] = {"image_size": 6, "context_views": (2, 2), "target_views": 3}
-
-
-def batches(loader: Any) -> list[MultiviewBatch]:  # noqa: ANN401
-    return list(loader)
+from tests.datamodules.scene_roots import SMALL, batches, pose, re10k_root
 
 
 def colours(image: Tensor) -> list[list[int]]:

@@ -27,6 +27,7 @@ from datamodules.multiview.view_sampler import (
 )
 from datamodules.samplers import EpochSampler
 from tests.datamodules.scene_roots import re10k_root
+from tests.quiet_trainings import quiet_trainer
 
 
 def drawn(sampling: ViewSampling, frames: int, step: int, count: int = 300) -> list[ChosenViews]:
@@ -199,17 +200,12 @@ def fit(
         num_workers=workers,
     )
     module = Recorder(stop_at)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        folder,
         max_epochs=4,
         accumulate_grad_batches=1 if root.name != "accumulated" else 2,
         use_distributed_sampler=False,
         limit_val_batches=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=folder,
     )
     try:
         trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)

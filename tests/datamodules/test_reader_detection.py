@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 
 from datamodules.errors import DataError, FaultPolicy
 from datamodules.readers.detection import detect, open_splits
-
-MakeImage = Callable[..., bytes]
+from tests.datamodules.fixture_types import MakeImage
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from datamodules.errors import DataError, SampleError
 from datamodules.readers.folder import open_folder
-
-MakeImage = Callable[..., bytes]
+from tests.datamodules.fixture_types import MakeImage
 
 
 def fill(root: Path, files: dict[str, bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ import pytest
 
 from datamodules.errors import DataError, SampleError
 from datamodules.readers.parquet import open_hub, open_parquet
-
-MakeImage = Callable[..., bytes]
-WriteParquet = Callable[..., Path]
+from tests.datamodules.fixture_types import MakeImage, WriteParquet
 
 
 def test_files_of_all_splits(

@@ -6,31 +6,15 @@ import io
 import json
 import pickle
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from datamodules.errors import DataError, FaultPolicy
-from datamodules.readers.protocol import Split
+from datamodules.errors import DataError
 from datamodules.readers.tar_index import cache_file
-from datamodules.readers.webdataset import ShardReader, expand_braces, open_webdataset
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-
-
-def open_shards(root: Path, on_error: str = "raise") -> dict[Split, ShardReader]:
-    policy = FaultPolicy("skip" if on_error == "skip" else "raise", 0.3)
-    return open_webdataset(root, policy)
-
-
-def samples(make_image: MakeImage, first: int, count: int) -> dict[str, bytes]:
-    members = {}
-    for number in range(first, first + count):
-        members[f"{number:06d}.png"] = make_image(number)
-        members[f"{number:06d}.cls"] = str(number % 3).encode()
-    return members
+from datamodules.readers.webdataset import expand_braces
+from tests.datamodules.fixture_types import MakeImage, WriteTar
+from tests.datamodules.shards import open_shards, samples
 
 
 def test_shards_of_a_folder(tmp_path: Path, make_image: MakeImage, write_tar: WriteTar) -> None:

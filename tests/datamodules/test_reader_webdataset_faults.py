@@ -5,31 +5,15 @@ from __future__ import annotations
 import contextlib
 import gzip
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datamodules.errors import DataError, FaultPolicy, SampleError
-from datamodules.readers.protocol import Split
-from datamodules.readers.webdataset import ShardReader, open_webdataset
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[[Path, dict[str, bytes]], Path]
-
-
-def open_shards(root: Path, on_error: str = "raise") -> dict[Split, ShardReader]:
-    policy = FaultPolicy("skip" if on_error == "skip" else "raise", 0.3)
-    return open_webdataset(root, policy)
-
-
-def samples(make_image: MakeImage, first: int, count: int) -> dict[str, bytes]:
-    members = {}
-    for number in range(first, first + count):
-        members[f"{number:06d}.png"] = make_image(number)
-        members[f"{number:06d}.cls"] = str(number % 3).encode()
-    return members
+from datamodules.readers.webdataset import open_webdataset
+from tests.datamodules.fixture_types import MakeImage, WriteTar
+from tests.datamodules.shards import open_shards, samples
 
 
 @pytest.mark.parametrize(

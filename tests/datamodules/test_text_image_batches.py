@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -17,14 +17,9 @@ from datamodules.loading import ResumableLoader
 from datamodules.tensor_store import TensorStoreWriter
 from datamodules.text_image.batch import TextImageBatch
 from datamodules.text_image.text_image import TextImagePairs
-from tests.datamodules.caption_roots import (
-    Fill,
-    encoded,
-    json_lines,
-    levels,
-    numbered_folder,
-    small,
-)
+from tests.datamodules.caption_roots import encoded, json_lines, levels, numbered_folder, small
+from tests.datamodules.fixture_types import Fill
+from tests.quiet_trainings import SaveAt, quiet_trainer
 
 
 def epochs(loader: ResumableLoader, count: int) -> list[list[TextImageBatch]]:
@@ -149,29 +144,13 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class SaveAt(Callback):
-    """Saves a checkpoint after a number of steps."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
 def fit(data: TextImagePairs, saver: SaveAt, *, resume: bool = False) -> Recorder:
     module = Recorder()
-    trainer = Trainer(
+    trainer = quiet_trainer(
+        saver.path.parent,
         max_steps=10,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         limit_val_batches=0,
-        default_root_dir=saver.path.parent,
         callbacks=[] if resume else [saver],
     )
     trainer.fit(module, data, ckpt_path=saver.path if resume else None, weights_only=True)

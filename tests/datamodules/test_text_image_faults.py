@@ -21,8 +21,6 @@ from datamodules.text_image.detection import open_pairs
 from tests.datamodules.caption_roots import (
     RAISE,
     SKIP,
-    Fill,
-    WriteTar,
     contents,
     encoded,
     json_lines,
@@ -31,6 +29,7 @@ from tests.datamodules.caption_roots import (
     numbered_folder,
     small,
 )
+from tests.datamodules.fixture_types import Fill, WriteTar
 
 
 def bomb() -> bytes:

@@ -18,16 +18,8 @@ from datamodules.keyed_random import keyed_generator
 from datamodules.text_image.detection import detect, open_pairs
 from datamodules.text_image.square_crop import square_crop
 from datamodules.text_image.text_image import TextImagePairs
-from tests.datamodules.caption_roots import (
-    RAISE,
-    Fill,
-    WriteTar,
-    contents,
-    encoded,
-    json_lines,
-    members,
-    small,
-)
+from tests.datamodules.caption_roots import RAISE, contents, encoded, json_lines, members, small
+from tests.datamodules.fixture_types import Fill, WriteTar
 
 
 def write_rows(path: Path, columns: dict[str, list[Any]]) -> Path:

@@ -9,7 +9,8 @@ import pytest
 
 from datamodules.errors import DataError
 from datamodules.text_image.prompts import read_prompts
-from tests.datamodules.caption_roots import Fill, numbered_folder, small
+from tests.datamodules.caption_roots import numbered_folder, small
+from tests.datamodules.fixture_types import Fill
 
 
 def test_a_prompt_in_each_line(tmp_path: Path, fill: Fill) -> None:

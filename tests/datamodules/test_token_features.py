@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from safetensors import safe_open
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from datamodules.feature_split import FeatureSplit
 from datamodules.loading import EpochSampler
 from datamodules.token_features import FeatureBatch, TokenFeatures
 from tests.datamodules.stored_features import CHANNELS, ORIGIN, cache, features, same, write
+from tests.quiet_trainings import SaveAt, quiet_trainer
 
 __all__ = ["cache"]
 
@@ -172,24 +173,11 @@ class Fit(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
-class SaveAt(Callback):
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-
-
 def fit(root: Path, *callbacks: Callback, resume: Path | None = None, workers: int = 0) -> Fit:
     module, data = Fit(), TokenFeatures(root, batch_size=4, num_workers=workers)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        root,
         max_epochs=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=list(callbacks),
         num_sanity_val_steps=0,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -98,6 +99,16 @@ def _drawn(number: int) -> np.ndarray:
     place = [np.s_[2:14, 2:14], np.s_[6:9, :], np.s_[:6, :6], np.s_[7:11, 7:11]][number // 6 % 4]
     picture[place] = levels[number % 6]
     return picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_foundations(tmp_path_factory.mktemp("foundations"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def pairs(root: Path, **changes: Any) -> TextImagePairs:  # noqa: ANN401

@@ -11,6 +11,7 @@ from lightning_modules.clift import Clift
 from lightning_modules.clift_condensing import CliftCondensing
 from lightning_modules.clift_options import CliftOptimisation
 from models.clift.clift import CliftShape
+from tests.quiet_trainings import quiet_trainer
 
 SHAPE = CliftShape(
     width=32,
@@ -55,17 +56,11 @@ def tiny_trainer(folder: Path, steps: int = 4, **changes: Any) -> Trainer:  # no
     """CPU trainer that writes nothing of its own accord."""
     options: dict[str, Any] = {
         "max_steps": steps,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
         "use_distributed_sampler": False,
         "log_every_n_steps": 1,
         "gradient_clip_val": 1.0,
-        "default_root_dir": folder,
     }
-    return Trainer(**{**options, **changes})
+    return quiet_trainer(folder, **{**options, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from datamodules.imagenet import ImageNetPixels
 from lightning_modules.farmer import Farmer
 from models.farmer.affine_block import FlowShape
 from models.farmer.prior import PriorShape
+from tests.quiet_trainings import quiet_trainer
 
 FLOW = FlowShape(2, 1, 16, head_dim=16, output_norm=True, position_affine=True)
 PRIOR = PriorShape(
@@ -60,18 +61,12 @@ def digits(**changes: Any) -> ImageNetPixels:  # noqa: ANN401
 def tiny_trainer(folder: Path, steps: int = 4, **changes: Any) -> Trainer:  # noqa: ANN401
     """Silent CPU trainer of a few steps."""
     options: dict[str, Any] = {
-        "default_root_dir": folder,
         "max_steps": steps,
-        "accelerator": "cpu",
         "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "limit_val_batches": 2,
         "limit_test_batches": 2,
         "gradient_clip_val": 1.0,
     }
-    return Trainer(**{**options, **changes})
+    return quiet_trainer(folder, **{**options, **changes})

@@ -21,6 +21,7 @@ from lightning_modules.callbacks.feature_cache_writer import FeatureCacheWriter
 from lightning_modules.feature_extraction import FeatureExtraction
 from models.image_encoders.encoder_towers import TimmTower
 from models.image_encoders.frozen_encoder import FrozenEncoder
+from tests.quiet_trainings import quiet_trainer
 
 HALF = (0.5, 0.5, 0.5)
 LABELS = ("kind", "region", "item_token", "scene", "index", "complexity")
@@ -111,17 +112,8 @@ def tiny_encoder(
 
 def tiny_trainer(folder: Path, **changes: Any) -> Trainer:  # noqa: ANN401
     """CPU trainer that writes nothing of its own accord."""
-    options: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "default_root_dir": folder,
-    }
-    return Trainer(**{**options, **changes})
+    options: dict[str, Any] = {"max_epochs": 1, "use_distributed_sampler": False}
+    return quiet_trainer(folder, **{**options, **changes})
 
 
 def store(

@@ -16,25 +16,17 @@ from lightning_modules.bifrost_towers import DemoTower, DemoVaeTower, FluxVaeTow
 from models.bifrost.flux_latents import encode_images
 from models.bifrost.vae_tower import VaeTower
 from tests.cli.calls import call
-from tests.lightning_modules.bifrost_runs import write_foundations, write_pairs
+from tests.lightning_modules.bifrost_runs import folder, root
 from tests.models.bifrost_networks import llama, qwen2
 from tests.models.test_bifrost_prompts import tokenizer
 from tests.models.vision_towers import MEAN, STD, build_network
+
+__all__ = ["folder", "root"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bifrost"
 TOWERS, FROZEN = "lightning_modules.bifrost_towers", "lightning_modules.bifrost_frozen"
 OTHERS = "lightning_modules.bifrost_other_foundations"
 ENCODERS = "models.image_encoders.encoders"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_foundations(tmp_path_factory.mktemp("foundations"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="module")

@@ -23,27 +23,20 @@ from models.bifrost.generator import predict
 from models.bifrost.language_model import weights_digest
 from models.bifrost.masking import MaskRatio, training_mask
 from tests.lightning_modules.bifrost_runs import (
+    folder,
     pairs,
+    root,
     saved,
     tiny_branch,
     tiny_trainer,
     write_foundations,
-    write_pairs,
 )
 from tests.models.bifrost_networks import vision_language_model
 from tests.models.test_bifrost_prompts import tokenizer
 
+__all__ = ["folder", "root"]
+
 LOGGED = {"train/loss", "val/loss", "val/mse", "val/mse_mean", "val/cosine", "val/r1", "val/r5"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_foundations(tmp_path_factory.mktemp("foundations"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 class Gradients(Callback):

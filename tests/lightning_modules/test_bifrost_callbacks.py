@@ -26,26 +26,18 @@ from lightning_modules.pictures import to_pil
 from models.bifrost.decoding import DecodingOptions
 from tests.cli.calls import call
 from tests.lightning_modules.bifrost_runs import (
+    folder,
     pairs,
+    root,
     saved,
     tiny_branch,
     tiny_controlnet,
     tiny_trainer,
-    write_foundations,
-    write_pairs,
 )
 
+__all__ = ["folder", "root"]
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "bifrost"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_foundations(tmp_path_factory.mktemp("foundations"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 def test_sweep_has_every_setting_once() -> None:

@@ -26,27 +26,20 @@ from models.bifrost.flow_sampling import SamplingOptions
 from models.bifrost.language_model import weights_digest
 from tests.lightning_modules.bifrost_runs import (
     OPTIMISATION,
+    folder,
     pairs,
+    root,
     saved,
     seeded,
     tiny_branch,
     tiny_controlnet,
     tiny_trainer,
     write_foundations,
-    write_pairs,
 )
 from tests.lightning_modules.test_bifrost_branch import Gradients
 from tests.models.test_bifrost_prompts import tokenizer
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_foundations(tmp_path_factory.mktemp("foundations"))
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
+__all__ = ["folder", "root"]
 
 
 def frozen_digests(module: BifrostControlNet) -> list[str]:

@@ -1,8 +1,5 @@
 """Two processes over gloo: own masks and noise for each rank, gradients of both; sharding."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,7 @@ from tests.lightning_modules.bifrost_runs import (
     write_pairs,
 )
 from tests.lightning_modules.keep_step import KeepStep
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.lightning_modules.two_processes import run_sharded
 
 SHARDED = """
 import sys
@@ -114,18 +110,5 @@ def test_sharded_branch_trains_validates_and_is_tested(tmp_path: Path) -> None:
     """FSDP2 over two CPU processes."""
     write_foundations(tmp_path / "foundations")
     write_pairs(tmp_path / "pairs")
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    call = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert call.returncode == 0, call.stderr[-3000:]
-    assert (tmp_path / "rank0.txt").read_text() == (tmp_path / "rank1.txt").read_text() == "done"
+    run_sharded(SHARDED, tmp_path, seconds=300)
     assert (tmp_path / "bifrost" / "latents.json").is_file()

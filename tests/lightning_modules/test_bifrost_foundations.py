@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datamodules.errors import DataError
@@ -58,6 +58,7 @@ from models.bifrost.flow_sampling import SamplingOptions
 from models.bifrost.flux_latents import encode_images
 from tests.datamodules.caption_roots import encoded
 from tests.lightning_modules.clift_runs import tiny_trainer
+from tests.quiet_trainings import SaveAt
 
 FAST = FoundationOptimisation(lr=4e-3, warmup_steps=1)
 SIZE = 16
@@ -261,24 +262,6 @@ def test_a_step_never_waits_for_the_device(
     with HostReads() as mode:
         bool(torch.zeros(2)[torch.ones(2, dtype=torch.bool)].any())
     assert len(mode.found) >= 2
-
-
-class SaveAt(Callback):
-    """Writes a checkpoint after a step."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401
-        batch_idx: int,
-    ) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
 
 
 def test_resumed_run_repeats_the_steps(root: Path, tmp_path: Path) -> None:

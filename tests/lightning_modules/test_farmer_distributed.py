@@ -1,8 +1,5 @@
 """Two processes over gloo: own noise for each rank, gradients of the global batch, sharding."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,7 @@ from lightning_modules.farmer import Farmer
 from lightning_modules.randomness import NOISE, device_generator
 from tests.lightning_modules.farmer_runs import digits, tiny_farmer, tiny_trainer
 from tests.lightning_modules.keep_step import KeepStep
-
-ROOT = Path(__file__).resolve().parents[2]
-
+from tests.lightning_modules.two_processes import run_sharded
 
 SHARDED = """
 import sys
@@ -86,17 +81,4 @@ def test_gradients_equal_one_process_with_the_global_batch(tmp_path: Path) -> No
 @pytest.mark.filterwarnings("ignore")
 def test_sharded_training_and_sampling(tmp_path: Path) -> None:
     """FSDP2 over two CPU processes: weights are sharded, trained, and still draw samples."""
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    call = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert call.returncode == 0, call.stderr[-2000:]
-    assert (tmp_path / "rank0.txt").read_text() == (tmp_path / "rank1.txt").read_text() == "done"
+    run_sharded(SHARDED, tmp_path, seconds=200)

@@ -1,7 +1,5 @@
 """PSNR, SSIM, the perceptual distance and the mean over scenes."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from lightning_modules.metrics.image_quality import PerceptualDistance, SceneMean, psnr, ssim
+from tests.lightning_modules.two_processes import run_both_ranks
 
 # scikit-image 0.26.0, structural_similarity(win_size=11, gaussian_weights=True, channel_axis=0,
 # data_range=1.0) in float64 on waves(strength).
@@ -172,13 +171,7 @@ dist.destroy_process_group()
 
 @pytest.mark.ddp
 def test_two_ranks_give_the_mean_of_one_process(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", RANK]
-    ranks = [subprocess.Popen([*arguments, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_both_ranks(RANK, tmp_path)
     for number in (0, 1):
         mean, per_scene = torch.load(tmp_path / f"result{number}.pt", weights_only=True)
         assert per_scene.tolist() == [15, 3, 8]

@@ -1,7 +1,5 @@
 """The judge: trained reproducibly, kept, shared among ranks, and counted correctly."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from lightning_modules.metrics.muon import Muon, orthogonalise
 from lightning_modules.metrics.sample_accuracy import SampleAccuracy
 from models.layers.convnet import ConvNetClassifier
 from tests.lightning_modules.striped_images import FEW_STEPS, Stripes, striped
+from tests.lightning_modules.two_processes import run_both_ranks
 
 
 def trained(data: Stripes, folder: Path, settings: JudgeSettings = FEW_STEPS) -> Judge:
@@ -127,13 +126,7 @@ dist.destroy_process_group()
 
 @pytest.mark.ddp
 def test_two_ranks_get_the_judge_of_one_process(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", RANK]
-    ranks = [subprocess.Popen([*arguments, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
+    run_both_ranks(RANK, tmp_path)
     expected = trained(Stripes(), tmp_path / "alone")(striped(20, seed=2)[0])
     for number in (0, 1):
         verdicts = torch.load(tmp_path / f"verdicts{number}.pt", weights_only=True)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_modules.callbacks.prediction_writer import PredictionWriter
 from lightning_modules.callbacks.sample_grid import SampleGrid
 from lightning_modules.pictures import from_bytes
+from tests.quiet_trainings import quiet_trainer
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -67,16 +68,7 @@ class Requests(LightningDataModule):
 
 
 def trainer(folder: Path, callbacks: Sequence[Callback], **options: Any) -> Trainer:  # noqa: ANN401
-    settings: dict[str, Any] = {"logger": False, "max_epochs": 4} | options
-    return Trainer(
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    return quiet_trainer(folder, callbacks=list(callbacks), **({"max_epochs": 4} | options))
 
 
 def pixels_of(path: Path) -> np.ndarray:

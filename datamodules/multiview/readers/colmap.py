@@ -12,8 +12,8 @@ from datamodules.errors import DataError
 from datamodules.multiview.readers.photo_folders import PhotoFinder, PhotoFolders, PosedPhotos
 from datamodules.multiview.readers.protocol import Cameras, SceneSplit
 from datamodules.multiview.readers.scene_walk import walk_scenes
+from datamodules.multiview.readers.split_folders import open_by_split
 from datamodules.multiview.readers.transforms import frame_order, scene_names
-from datamodules.readers.split_names import SPLIT_WORDS
 
 _MODELS = ("sparse/0", "sparse", "colmap/sparse/0", "dense/sparse")
 _CAMERA_FILES = ("images.bin", "images.txt")
@@ -49,13 +49,7 @@ def open_colmap(root: Path) -> dict[SceneSplit, PhotoFolders]:
         DataError: if pycolmap is not installed.
     """
     _pycolmap()
-    found: dict[SceneSplit, PhotoFolders] = {}
-    for name, split in SPLIT_WORDS.items():
-        if (root / name).is_dir() and (folders := scene_folders(root / name)):
-            found[split] = _open(folders, root / name)
-    if not found and (folders := scene_folders(root)):
-        found["all"] = _open(folders, root)
-    return found
+    return open_by_split(root, scene_folders, _open)
 
 
 def _open(folders: list[Path], root: Path) -> PhotoFolders:

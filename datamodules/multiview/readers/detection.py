@@ -20,6 +20,7 @@ from datamodules.multiview.readers.torch_scenes import (
 )
 from datamodules.multiview.readers.transforms import open_transforms
 from datamodules.multiview.readers.transforms import scene_folders as transforms_folders
+from datamodules.readers.layouts import only_layout
 from datamodules.readers.split_names import SPLIT_WORDS
 
 Format = Literal["auto", "re10k", "scenes", "transforms", "colmap"]
@@ -98,12 +99,8 @@ def detect(root: Path) -> Layout:
         found.append("transforms")
     elif colmap_folders(root):
         found.append("colmap")
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataError(
-            f"{root}: ambiguous, holds {' and '.join(found)}; set data.init_args.format"
-        )
+    if (layout := only_layout(root, found)) is not None:
+        return layout
     raise DataError(f"{root}: nothing found; looked for {LOOKED_FOR}")
 
 

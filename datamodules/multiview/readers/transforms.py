@@ -21,7 +21,7 @@ from datamodules.multiview.image_fit import stored_size
 from datamodules.multiview.readers.photo_folders import PhotoFinder, PhotoFolders, PosedPhotos
 from datamodules.multiview.readers.protocol import Cameras, SceneSplit
 from datamodules.multiview.readers.scene_walk import walk_scenes
-from datamodules.readers.split_names import SPLIT_WORDS
+from datamodules.multiview.readers.split_folders import open_by_split
 
 _FILE = "transforms.json"
 _SPLIT_FILE = "transforms_train.json"
@@ -55,13 +55,7 @@ def open_transforms(root: Path) -> dict[SceneSplit, PhotoFolders]:
     """
     if _camera_file(root) is not None:
         return {"all": _open([root], root.parent)}
-    found: dict[SceneSplit, PhotoFolders] = {}
-    for name, split in SPLIT_WORDS.items():
-        if (root / name).is_dir() and (folders := scene_folders(root / name)):
-            found[split] = _open(folders, root / name)
-    if not found and (folders := scene_folders(root)):
-        found["all"] = _open(folders, root)
-    return found
+    return open_by_split(root, scene_folders, _open)
 
 
 def _open(folders: list[Path], root: Path) -> PhotoFolders:
