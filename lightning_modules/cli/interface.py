@@ -10,16 +10,18 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from lightning_modules.callbacks.finite_loss import FiniteLoss
 from lightning_modules.callbacks.graceful_stop import GracefulStop
+from lightning_modules.callbacks.parameter_summary import ParameterSummary
 from lightning_modules.callbacks.run_checkpoint import RunCheckpoint, is_trial
 from lightning_modules.callbacks.run_record import RunRecord
 from lightning_modules.callbacks.run_summary import RunSummary
 from lightning_modules.callbacks.step_seed import StepSeed
+from lightning_modules.callbacks.training_bar import TrainingBar
 from lightning_modules.cli.checkpoint_io import VerifiedCheckpointIO
 from lightning_modules.cli.csv_logger import RunCSVLogger
 from lightning_modules.cli.diagnosis import explain
@@ -211,7 +213,9 @@ class QuintetCLI(LightningCLI):
         given: list[Callback] = settings["callbacks"]
         own: list[Callback] = []
         if settings["enable_progress_bar"] is not False and not _has(given, ProgressBar):
-            own.append(RichProgressBar(leave=False))
+            own.append(TrainingBar())
+        if settings["enable_model_summary"] is not False and not _has(given, ModelSummary):
+            own.append(ParameterSummary())
         own += [
             StepSeed(self.section.seed_everything),
             FiniteLoss(),
