@@ -6,7 +6,13 @@ import logging
 import os
 import warnings
 
-_NOISE = ("💡 Tip", "LeafSpec", "TPU available", "HPU available")
+_NOISE = (
+    "💡 Tip",
+    "LeafSpec",
+    "TPU available",
+    "HPU available",
+    "already configured with model summary",
+)
 
 
 class _NoiseFilter(logging.Filter):
