@@ -30,7 +30,8 @@ def table_text(table: Table, width: int, notes: Sequence[str] = ()) -> str:
     from rich.console import Console
 
     text = io.StringIO()
-    console = Console(file=text, width=width)
+    # Also where colours are asked of every program, as by FORCE_COLOR.
+    console = Console(file=text, width=width, color_system=None, force_terminal=False)
     console.print(table)
     for note in notes:
         console.print(note, highlight=False, markup=False)
