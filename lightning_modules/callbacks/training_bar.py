@@ -10,14 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 
 class TrainingBar(RichProgressBar):
-    """Lightning's bar, which also knows the last epoch of a run that is limited by its steps.
-
-    Args:
-        leave: Whether the bar of each epoch stays on the screen.
-    """
-
-    def __init__(self, leave: bool = False) -> None:
-        super().__init__(leave=leave)
+    """Lightning's bar, which also knows the last epoch of a run that is limited by its steps."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         last = last_epoch(self.trainer)

@@ -67,8 +67,9 @@ def muon_update(
     gradients = [cast("Tensor", parameter.grad) for parameter in parameters]
     if not gradients:
         return
-    torch._foreach_lerp_(list(averages), gradients, 1 - momentum)
-    ahead = torch._foreach_lerp(gradients, list(averages), momentum)
+    smoothed = list(averages)
+    torch._foreach_lerp_(smoothed, gradients, 1 - momentum)
+    ahead = torch._foreach_lerp(gradients, smoothed, momentum)
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, matrix in enumerate(ahead):
         rows = matrix.shape[0]

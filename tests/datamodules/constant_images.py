@@ -11,16 +11,11 @@ from torch import Tensor
 
 from datamodules.imagenet import ImageNetPixels
 
+SMALL: dict[str, Any] = {"image_size": 8, "val_size": 5, "batch_size": 4, "eval_batch_size": 8}
+
 
 def small(root: Path | None, **arguments: object) -> ImageNetPixels:
-    defaults: dict[str, Any] = {
-        "image_size": 8,
-        "channels": 3,
-        "val_size": 5,
-        "batch_size": 4,
-        "eval_batch_size": 8,
-    }
-    return ImageNetPixels(root, **(defaults | arguments))
+    return ImageNetPixels(root, **{**SMALL, "channels": 3, **arguments})
 
 
 def collect(batches: Iterable[Mapping[str, Any]], key: str) -> Tensor:

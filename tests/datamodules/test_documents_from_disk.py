@@ -14,25 +14,18 @@ from PIL import Image
 
 from datamodules.documents import DocumentBatch, DocumentsAndPhotographs
 from datamodules.errors import DataError, SampleError
-from tests.datamodules.constant_images import collect
+from tests.datamodules import constant_images
+from tests.datamodules.constant_images import SMALL, collect
 from tests.datamodules.fixture_types import Fill, FolderData, MakeImage, WriteParquet, WriteTar
 
 
 def small(root: Path | None, **arguments: object) -> DocumentsAndPhotographs:
-    defaults: dict[str, Any] = {
-        "image_size": 8,
-        "patch_size": 4,
-        "val_size": 5,
-        "batch_size": 4,
-        "eval_batch_size": 8,
-    }
-    return DocumentsAndPhotographs(root, **(defaults | arguments))
+    return DocumentsAndPhotographs(root, **{**SMALL, "patch_size": 4, **arguments})
 
 
 def levels(batches: Iterable[DocumentBatch]) -> list[int]:
     """The grey levels of constant images."""
-    image = collect(batches, "image")
-    return ((image[:, 0, 0, 0] + 1) * 127.5).round().long().tolist()
+    return constant_images.levels(collect(batches, "image")).tolist()
 
 
 @pytest.fixture
