@@ -12,6 +12,8 @@ import argparse
 import base64
 import csv
 import importlib.metadata
+import io
+import math
 import os
 import platform
 import time
@@ -21,6 +23,8 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 from lightning_modules.cli.overview import describe_methods
 from lightning_modules.loss_curves import draw_curves_svg
 from lightning_modules.run_contents import RunContents, find_runs, read_run
@@ -29,6 +33,7 @@ from lightning_modules.text_files import write_text
 _ROOT = Path(__file__).resolve().parents[1]
 _MOST_PICTURE_BYTES = 3_000_000
 _MOST_TABLE_CHARACTERS = 100_000
+_SMALL_PICTURE = 128  # pixels; narrower ones stand side by side
 _OPEN_METRICS, _OPEN_ROWS = 12, 40
 _PACKAGES = ("torch", "lightning", "torchvision")
 _STYLE = """\
@@ -50,8 +55,10 @@ table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabul
 th, td { padding: .15rem .5rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1rem 0; }
+figure.small { display: inline-block; margin: .5rem 1rem .5rem 0; }
+figure.small img { width: 8rem; image-rendering: pixelated; }
 figcaption, summary { color: var(--faint); font-size: .9rem; }
-img { max-width: 100%; height: auto; background: #fff; }
+img { max-width: min(100%, 44rem); height: auto; background: #fff; }
 svg { width: 100%; max-width: 34rem; height: auto; }
 details { margin: 1rem 0; }
 """
@@ -60,8 +67,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(runs: Sequence[RunContents], page: Path) -> None:
-    """Write the page, under its name only when whole."""
-    methods = dict.fromkeys(sorted(run.method for run in runs))
+    """Write the page, methods and runs in their order here, under its name only when whole."""
+    methods = dict.fromkeys(run.method for run in runs)
     sentences = describe_methods(_ROOT)
     links = "".join(
         f'<a href="#{quote(method)}">{escape(_title(method))}</a>' for method in methods
@@ -71,8 +78,8 @@ def write_report(runs: Sequence[RunContents], page: Path) -> None:
         own = [run for run in runs if run.method == method]
         parts.append(f'<h2 id="{quote(method)}">{escape(_title(method))}</h2>')
         parts.append(f"<p>{escape(sentences.get(method, ''))}</p>")
-        parts += [part for run in own for part in _show_run(run, page)]
         parts += _show_shared_tables(own)
+        parts += [part for run in own for part in _show_run(run, page)]
     body = "\n".join(parts)
     write_text(
         page,
@@ -197,7 +204,17 @@ def _show_pictures(run: RunContents, page: Path) -> Iterator[str]:
         kind = "jpeg" if file.suffix == ".jpg" else file.suffix[1:]
         data = base64.b64encode(content).decode("ascii")
         source = f"data:image/{kind};base64,{data}"
-        yield f'<figure><img loading="lazy" alt="{name}" src="{source}">{caption}</figure>'
+        size = " class=small" if _width(content) <= _SMALL_PICTURE else ""
+        yield f'<figure{size}><img loading="lazy" alt="{name}" src="{source}">{caption}</figure>'
+
+
+def _width(picture: bytes) -> float:
+    """Width in pixels; infinite if these bytes are no picture."""
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            return image.width
+    except (OSError, Image.DecompressionBombError):
+        return math.inf
 
 
 def _show_shared_tables(runs: Sequence[RunContents]) -> Iterator[str]:

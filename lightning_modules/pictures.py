@@ -25,6 +25,8 @@ _MARGIN, _GAP, _FONT_SIZE, _TITLE_SIZE = 16, 3, 17, 21
 _INK, _PAPER = (38, 38, 38), (255, 255, 255)
 # Okabe and Ito's colours, told apart by readers with any colour vision.
 _LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Each round of the colours has its own dashes and markers.
+_LINE_STYLES, _LINE_MARKERS = ("-", "--", ":"), ("o", "s", "^")
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -161,7 +163,8 @@ def draw_curves(
     """Draws curves such as accuracy against guidance scale, 1280 x 800 pixels.
 
     Args:
-        curves: name and (x, y) points of each curve, in order of x.
+        curves: name and (x, y) points of each curve, in order of x; one without points is left
+            out but keeps its colour, so that a name has the same colour in every picture.
         x_label: name of the horizontal axis, with its unit.
         y_label: name of the vertical axis, with its unit.
         title: line above the axes; none if empty.
@@ -181,9 +184,10 @@ def draw_curves(
     canvas: Any = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
+        if not points:
+            continue
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        colour = _LINE_COLOURS[number % len(_LINE_COLOURS)]
-        axes.plot(xs, ys, color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
+        axes.plot(xs, ys, label=name, markersize=4, linewidth=1.8, **_line_style(number))
     for name, height in (levels or {}).items():
         axes.axhline(height, color="#7f7f7f", linestyle=(0, (4, 3)), linewidth=1.1)
         axes.annotate(
@@ -203,7 +207,20 @@ def draw_curves(
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
+    if len(curves) > len(_LINE_COLOURS):  # beside the axes, for it would cover the curves
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    elif len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
     canvas.draw()
     return pillow.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the curve of this number; 18 curves differ."""
+    rounds, colour = divmod(number, len(_LINE_COLOURS))
+    kind = rounds % len(_LINE_STYLES)
+    return {
+        "color": _LINE_COLOURS[colour],
+        "linestyle": _LINE_STYLES[kind],
+        "marker": _LINE_MARKERS[kind],
+    }

@@ -120,7 +120,7 @@ def write_reduction(
     pictures = []
     for name, (heading, percent, _) in FIGURES.items():
         curves = _curves(rows, name, 100.0 if percent else 1.0)
-        if curves:
+        if any(curves.values()):
             picture = draw_curves(curves, "retained share of the tokens", heading, title)
             pictures.append(run / "pictures" / f"reduction-{name}.png")
             write_png(picture, pictures[-1])
@@ -130,11 +130,12 @@ def write_reduction(
 def _curves(
     rows: Sequence[ReductionRow], name: str, factor: float
 ) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
+    """Points of every method, none where a method has no such figure."""
+    curves: dict[str, list[tuple[float, float]]] = {row.method: [] for row in rows}
     for row in sorted(rows, key=lambda row: row.share):
         estimate = getattr(row, name)
         if estimate is not None:
-            curves.setdefault(row.method, []).append((row.share, factor * estimate.value))
+            curves[row.method].append((row.share, factor * estimate.value))
     return curves
 
 

@@ -82,6 +82,7 @@ def test_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "script" not in page.seen
     assert page.seen.count("img") == 1, "the last step alone, and no picture twice"
     assert page.seen.count("polyline") == 2
+    assert "<figure class=small>" in out.read_text(encoding="utf-8"), "4 pixels wide"
     for text in (HOSTILE, "22.79", "test/loss", "test/none", "TinyModel", "train/loss", "seed 0"):
         assert text in page.text, text
     links = [address for address in page.addresses if not address.startswith(("data:", "#"))]

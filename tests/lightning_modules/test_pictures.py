@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lightning_modules.pictures import (
+    _line_style,
     draw_curves,
     draw_grid,
     from_bytes,
@@ -86,6 +87,16 @@ def test_curves_show_each_series_in_its_colour_and_the_level() -> None:
         assert (pixels == np.array(colour)).all(-1).sum() > 100
     with pytest.raises(ValueError, match="no points"):
         draw_curves({"empty": []}, "x", "y")
+
+
+def test_more_curves_than_colours_stay_apart() -> None:
+    styles = [_line_style(number) for number in range(18)]
+    assert len({tuple(style.values()) for style in styles}) == 18
+    points = [(0.0, 0.6), (1.0, 0.8)]
+    shown = draw_curves({"one": [], "two": points}, "x", "y")
+    pixels = np.asarray(shown).reshape(-1, 3)
+    assert (pixels == np.array((0xD5, 0x5E, 0x00))).all(-1).any(), "a colour belongs to a name"
+    assert not (pixels == np.array((0x00, 0x72, 0xB2))).all(-1).any()
 
 
 def test_importing_the_evaluation_loads_nothing_heavy() -> None:
