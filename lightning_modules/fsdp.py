@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.tensor import DTensor
 
+from lightning_modules.callbacks.moving_average import MovingAverage
 from lightning_modules.cli.errors import ConfigError
 
 
@@ -32,13 +33,13 @@ class ShardedStrategy(ModelParallelStrategy):
         """Join the other processes; all of them share the data, on one node or many.
 
         Raises:
-            ConfigError: If a callback averages weights, which it cannot when they are sharded.
+            ConfigError: If a callback other than MovingAverage averages weights.
         """
         module = self.lightning_module
         for callback in [] if module is None else module.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):
+            if isinstance(callback, WeightAveraging) and not isinstance(callback, MovingAverage):
                 name = type(callback).__name__
-                problem = f"{name} cannot average sharded weights; leave it out, or use ddp.yaml"
+                problem = f"{name} cannot average sharded weights; MovingAverage can"
                 raise ConfigError("configuration", "trainer.callbacks", problem)
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()

@@ -14,8 +14,8 @@ from tests.lightning_modules.bifrost_runs import write_foundations, write_pairs
 EMA = """\
 trainer:
   callbacks:
-    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
-      init_args: {decay: 0.9, update_starting_at_step: 0}
+    - class_path: lightning_modules.callbacks.moving_average.MovingAverage
+      init_args: {decay: 0.9}
 """
 
 SAVE_EVERY_STEP = ["--checkpoint.every_n_train_steps=1", "--checkpoint.keep=99"]

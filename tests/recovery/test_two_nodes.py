@@ -14,7 +14,7 @@ import torch
 from calls import call, write_tiny
 from comparison import assert_same_weights, rows
 from forked_calls import Call, row_count, start
-from methods import SAVE_EVERY_STEP, SMALLEST, train_arguments
+from methods import EMA, SAVE_EVERY_STEP, SMALLEST, train_arguments
 from several_nodes import finish_nodes, free_port, start_nodes, worker
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -125,7 +125,11 @@ def _no_group_left() -> Iterator[None]:
     ("method", "flags", "problem"),
     [
         ("sixth", [], "trainer.strategy: .* does not shard its layers; use ddp.yaml"),
-        ("farmer", [], "trainer.callbacks: MovingAverage cannot average sharded weights"),
+        (
+            "farmer",
+            ["--trainer.callbacks=lightning.pytorch.callbacks.EMAWeightAveraging"],
+            "trainer.callbacks: EMAWeightAveraging cannot average sharded weights",
+        ),
         (
             "farmer",
             ["--trainer.callbacks=null", f"--trainer.strategy={FOLDERS}"],
@@ -154,11 +158,16 @@ def test_a_method_goes_on_exactly_on_two_nodes(method: str, trainer: str, tmp_pa
     """From the first step's checkpoint, as if nothing had been trained after it."""
     args = train_arguments(SMALLEST[method], tmp_path)
     config = [f"--config={CONFIGS / 'trainer' / trainer}", *TWO_NODES, "--trainer.max_steps=3"]
-    config.append("--trainer.limit_val_batches=0")
-    if trainer == "fsdp2.yaml":
-        config.append("--trainer.callbacks=null")  # no averages of sharded weights
+    if trainer == "fsdp2.yaml":  # validations, for which averages of shards change places
+        config += ["--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"]
+        config += ["--config=ema.yaml"]
+        write_tiny(tmp_path, EMA, "ema.yaml")
+    else:
+        config.append("--trainer.limit_val_batches=0")
     finish_nodes([*args, *config, *SAVE_EVERY_STEP], tmp_path, "mine")
     reference = (tmp_path / "runs/latest").resolve()
+    if trainer == "fsdp2.yaml":
+        _check_averages(reference)
     run = tmp_path / "run"
     shutil.copytree(reference, run, symlinks=True)
     for later in (2, 3):
@@ -166,3 +175,21 @@ def test_a_method_goes_on_exactly_on_two_nodes(method: str, trainer: str, tmp_pa
     finish_nodes(["fit", "--resume=run"], tmp_path, "other")
     assert_same_weights(reference, run)
     assert rows(run) == rows(reference)
+
+
+def _check_averages(run: Path) -> None:
+    """The average in each file follows from the trained weights in it and in those before."""
+    average: dict[str, torch.Tensor] = {}
+    for step in (1, 2, 3):
+        state = torch.load(run / f"checkpoints/step-{step:08d}.ckpt", weights_only=True)
+        trained = state["current_model_state"]
+        average = {
+            name: torch.lerp(average[name], value, 0.1)
+            if average and value.dtype.is_floating_point
+            else value
+            for name, value in trained.items()
+        }
+        torch.testing.assert_close(state["state_dict"], average)
+        assert state["averaging_state"]["n_averaged"] == step
+    changed = [name for name, value in trained.items() if not torch.equal(value, average[name])]
+    assert len(changed) > 5

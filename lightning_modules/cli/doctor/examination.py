@@ -201,13 +201,19 @@ def _measure(model: LightningModule, trainer: Trainer | None, precision: str) ->
     """Bytes of a model with AdamW's two moments, and with an average of its weights if kept."""
     from lightning.pytorch.callbacks import WeightAveraging
 
+    from lightning_modules.callbacks.moving_average import MovingAverage
+
     share = 0.5 if precision.endswith("-true") and precision.startswith(("bf16", "16")) else 1.0
     parameters = list(model.parameters())
     trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
     weights = sum(p.numel() * p.element_size() for p in parameters)
     stored = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     callbacks = trainer.callbacks if trainer is not None else []  # type: ignore[attr-defined]
-    averages = weights * sum(isinstance(callback, WeightAveraging) for callback in callbacks)
+    averages = sum(
+        trained if isinstance(callback, MovingAverage) else weights  # Lightning's copies all
+        for callback in callbacks
+        if isinstance(callback, WeightAveraging)
+    )
     moments = 2 * trained
     return ModelSize(
         int(share * (stored + moments + averages)),
