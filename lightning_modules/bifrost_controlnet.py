@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
 from datamodules.text_image.batch import PromptBatch, TextImageBatch
@@ -41,6 +42,7 @@ from models.bifrost.flow import (
     flow_loss,
 )
 from models.bifrost.flow_sampling import SamplingOptions
+from models.bifrost.sharding import shard_controlnet
 
 # Matrices inside the blocks.
 HIDDEN = r"transformer_blocks\."
@@ -136,16 +138,22 @@ class BifrostControlNet(LightningModule):
         return {"tower": self.foundation.identities["tower"], **self.painter.identities}
 
     def configure_model(self) -> None:
-        """Read a foreign ControlNet if asked for.
+        """Read a foreign ControlNet and shard under FSDP2, each if asked for.
 
         Raises:
-            CheckpointError: It does not fit.
+            CheckpointError: The weights do not fit.
         """
-        path = self.hparams["pretrained"]
-        if path is None or self.trainer.ckpt_path:
+        if isinstance(self.controlnet, FSDPModule):  # a test that follows training
             return
+        path = self.hparams["pretrained"]
+        if path and not self.trainer.ckpt_path:
+            self._read(Path(path))
+        if self.device_mesh is not None:
+            shard_controlnet(self.controlnet, self.device_mesh["data_parallel"])
+
+    def _read(self, path: Path) -> None:
         try:
-            given = read_controlnet(Path(path), torch.float32)
+            given = read_controlnet(path, torch.float32)
             check_fits(given, self.painter.flux)
             self.controlnet.load_state_dict(given.state_dict())
         except (FileNotFoundError, ValueError, RuntimeError) as error:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_modules.callbacks.moving_average import MovingAverage
 from lightning_modules.cli.errors import ConfigError
@@ -55,3 +60,13 @@ class ShardedStrategy(ModelParallelStrategy):
             problem = f"{type(module).__name__} does not shard its layers; use ddp.yaml"
             raise ConfigError("configuration", "trainer.strategy", problem)
         super().setup(trainer)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> STEP_OUTPUT:  # noqa: ANN401
+        """Make a step; batch norms then have the first process's statistics, as files do."""
+        output = super().training_step(*args, **kwargs)
+        module = self.lightning_module
+        for part in [] if module is None else module.modules():
+            if isinstance(part, _BatchNorm):
+                for buffer in part.buffers(recurse=False):
+                    torch.distributed.broadcast(buffer, src=0)
+        return output

@@ -14,7 +14,7 @@ import torch
 from calls import call, write_tiny
 from comparison import assert_same_weights, rows
 from forked_calls import Call, row_count, start
-from methods import EMA, SAVE_EVERY_STEP, SMALLEST, train_arguments
+from methods import EMA, ROWS, SAVE_EVERY_STEP, SMALLEST, train_arguments
 from several_nodes import finish_nodes, free_port, start_nodes, worker
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -152,11 +152,14 @@ def test_what_cannot_be_sharded_is_said_in_a_line(
 @pytest.mark.ddp
 @pytest.mark.parametrize(
     ("method", "trainer"),
-    [*((name, "ddp.yaml") for name in SMALLEST), ("farmer", "fsdp2.yaml")],
+    [
+        *((name, "ddp.yaml") for name in SMALLEST),
+        *((name, "fsdp2.yaml") for name in ("farmer", "bifrost branch", "bifrost controlnet, EMA")),
+    ],
 )
 def test_a_method_goes_on_exactly_on_two_nodes(method: str, trainer: str, tmp_path: Path) -> None:
     """From the first step's checkpoint, as if nothing had been trained after it."""
-    args = train_arguments(SMALLEST[method], tmp_path)
+    args = train_arguments(ROWS[method], tmp_path)
     config = [f"--config={CONFIGS / 'trainer' / trainer}", *TWO_NODES, "--trainer.max_steps=3"]
     if trainer == "fsdp2.yaml":  # validations, for which averages of shards change places
         config += ["--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"]
