@@ -180,6 +180,21 @@ def test_a_method_goes_on_exactly_on_two_nodes(method: str, trainer: str, tmp_pa
     assert rows(run) == rows(reference)
 
 
+@pytest.mark.ddp
+def test_a_sharded_run_goes_on_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two processes have sharded, averages too, one process takes up without shards."""
+    args = train_arguments(ROWS["farmer"], tmp_path)
+    write_tiny(tmp_path, EMA, "ema.yaml")
+    sharded = [f"--config={CONFIGS / 'trainer/fsdp2.yaml'}", *TWO_NODES, "--config=ema.yaml"]
+    short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"]
+    finish_nodes([*args, *sharded, *short, *SAVE_EVERY_STEP], tmp_path, "mine")
+    monkeypatch.chdir(tmp_path)
+    whole = ["--trainer.num_nodes=1", "--trainer.strategy=auto", "--trainer.max_steps=3"]
+    outcome = call("fit", "--resume=runs/latest", *whole)
+    assert outcome.code == 0, outcome.err
+    _check_averages((tmp_path / "runs/latest").resolve())
+
+
 def _check_averages(run: Path) -> None:
     """The average in each file follows from the trained weights in it and in those before."""
     average: dict[str, torch.Tensor] = {}
