@@ -34,23 +34,27 @@ class WeightAverage:
 
     def update_parameters(self, module: nn.Module) -> None:
         """Follow the module's weights; the first update takes them as they are."""
-        averages, weights = self._pairs(module)
-        if self.updates and averages:
-            torch._foreach_lerp_(averages, weights, 1 - self.decay)
-        else:
-            _copy_all(averages, weights)
+        averages, weights = [], []
+        for name, tensor in _averaged(module):
+            averages.append(self._values[name])
+            weights.append(_local(tensor).detach().to(averages[-1].device))
+        if averages:
+            # A share of 1 takes the weights as they are, to the last bit.
+            torch._foreach_lerp_(averages, weights, 1 - self.decay if self.updates else 1.0)
         self.updates += 1
 
     def swap(self, module: nn.Module) -> None:
-        """Exchange the average and the module's weights."""
-        averages, weights = self._pairs(module)
-        held = [average.clone() for average in averages]
-        _copy_all(averages, weights)
-        self._write(module, held)
+        """Exchange the average and the module's weights, one after another to spare memory."""
+        for name, tensor in _averaged(module):
+            average, weight = self._values[name], _local(tensor).detach()
+            held = average.clone()
+            average.copy_(weight)
+            weight.copy_(held)
 
     def copy_to(self, module: nn.Module) -> None:
         """Give the module the average as its weights."""
-        self._write(module, list(self._values.values()))
+        for name, tensor in _averaged(module):
+            _local(tensor).detach().copy_(self._values[name])
 
     def follow_device(self, module: nn.Module) -> None:
         """Move to where the module has been moved, unless a device was chosen."""
@@ -79,17 +83,6 @@ class WeightAverage:
             if name in state:
                 averaged[name] = state[name] if value is None else value
         return averaged
-
-    def _write(self, module: nn.Module, values: list[Tensor]) -> None:
-        _copy_all([_local(tensor).detach() for _, tensor in _averaged(module)], values)
-
-    def _pairs(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Averages and weights, both on the average's device."""
-        averages, weights = [], []
-        for name, tensor in _averaged(module):
-            averages.append(self._values[name])
-            weights.append(_local(tensor).detach().to(averages[-1].device))
-        return averages, weights
 
 
 @torch.no_grad()
@@ -150,8 +143,3 @@ def _gather(shard: Tensor, like: DTensor) -> Tensor:
         stride=like.stride(),
     )
     return whole.full_tensor()
-
-
-def _copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
