@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
 from datamodules.keyed_random import keyed_generator
@@ -133,8 +132,7 @@ class BifrostBranch(LightningModule):
                 load_branch(self.branch, Path(path), self.foundation.language_model)
             except (FileNotFoundError, ValueError) as error:
                 raise CheckpointError(f"{error} (model.pretrained)") from None
-        # Called again if a test follows training in the same process.
-        if self.device_mesh is not None and not isinstance(self.branch, FSDPModule):
+        if self.device_mesh is not None:
             shard_branch(self.branch, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 
 from datamodules.text_image.batch import PromptBatch, TextImageBatch
@@ -143,10 +142,8 @@ class BifrostControlNet(LightningModule):
         Raises:
             CheckpointError: The weights do not fit.
         """
-        if isinstance(self.controlnet, FSDPModule):  # a test that follows training
-            return
         path = self.hparams["pretrained"]
-        if path and not self.trainer.ckpt_path:
+        if path and not self.trainer.ckpt_path and self.trainer.global_step == 0:
             self._read(Path(path))
         if self.device_mesh is not None:
             shard_controlnet(self.controlnet, self.device_mesh["data_parallel"])

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, Metric
 
 from datamodules.imagenet import ImageBatch
@@ -140,8 +139,7 @@ class Farmer(LightningModule):
         """Read foreign weights, shard under FSDP2 and compile, each if asked for."""
         if self.hparams["tarflow"] and not self.trainer.ckpt_path:
             load_tarflow(self.network.flow, read_tarflow(Path(self.hparams["tarflow"])))
-        # Called again if a test follows training in the same process.
-        if self.device_mesh is not None and not isinstance(self.network, FSDPModule):
+        if self.device_mesh is not None:
             shard_farmer(self.network, self.device_mesh["data_parallel"])
         if self.hparams["compile"]:
             self.network.flow.compile()
